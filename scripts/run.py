@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Train one experiment, or a sweep of them.
+
+    python scripts/run.py +experiment=cifar10_tri2
+    python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
+
+Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged. A sweep exits with 0 or 1.
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+UNUSABLE, DIVERGED = 2, 3
+
+
+def experiments() -> str:
+    """Every lab card with its one-line summary, for --help."""
+    lines = []
+    for card in sorted((CONF / "experiment").glob("*.yaml")):
+        about = card.read_text().splitlines()[1].lstrip("# ")
+        lines.append(f"  {card.stem:<30} {about}")
+    return "\n".join(lines)
+
+
+def groups() -> str:
+    """Every group of choices, for --help."""
+    names = ("data", "model", "solver", "schedule", "trainer", "logger", "cluster")
+    choices = {name: sorted(file.stem for file in (CONF / name).glob("*.yaml")) for name in names}
+    return "\n".join(f"  {name + '=':<10} {', '.join(files)}" for name, files in choices.items())
+
+
+OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("experiments", experiments, replace=True)
+OmegaConf.register_new_resolver("groups", groups, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
+def main(cfg: DictConfig) -> None:
+    from cyclical_lr.records import ConfigError  # imported here: --help and --cfg stay quick
+    from cyclical_lr.training.run import run, summary
+
+    alone = HydraConfig.get().mode == RunMode.RUN
+    try:
+        outcomes = run(cfg, CONF)
+    except ConfigError as error:
+        if not alone:  # an exception lets the rest of a sweep go on, an exit would not
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNUSABLE)
+    for outcome in outcomes:
+        if outcome.fresh and outcome.record is not None:
+            print(summary(outcome.record, CONF, Path(cfg.results_dir)))
+    diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
+    range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"  # there, divergence is an outcome
+    if alone and diverged and not range_test:
+        sys.exit(DIVERGED)
+
+
+if __name__ == "__main__":
+    main()

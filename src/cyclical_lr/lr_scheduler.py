@@ -1,0 +1,73 @@
+"""Any schedule as a torch scheduler, for a training loop of your own or for a LightningModule.
+
+In plain torch, one `step()` per iteration:
+
+    schedule = Triangular2(base_lr=0.001, max_lr=0.005, stepsize=2000)
+    scheduler = ScheduleLR(optimizer, schedule)
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss_fn(model(images), labels).backward()
+        optimizer.step()
+        scheduler.step()
+
+In Lightning, `configure_optimizers` returns
+
+    {"optimizer": optimizer, "lr_scheduler": {"scheduler": ScheduleLR(optimizer, schedule), "interval": "step"}}
+
+Unlike torch's `CyclicLR` it never touches the momentum, and its state is two integers (Section 3.1; Appendix A).
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from cyclical_lr.schedules import Schedule
+
+
+class ScheduleLR(LRScheduler):
+    """Sets group["lr"] = schedule(t) * group.get("lr_mult", 1.0) in every parameter group, before iteration t.
+
+    `lr_mult` is Caffe's multiplier per parameter (cifar10_full trains its biases at twice the LR): put it into the
+    group's dict. The LR given to the optimiser is overwritten. A group added later gets its LR at the next `step()`.
+
+    Args:
+        optimizer: any torch optimiser.
+        schedule: lr(t), such as `cyclical_lr.schedules.Triangular`, or any pure function of the iteration from 0.
+        last_epoch: torch's name for the last iteration done: -1 to begin, n - 1 to go on after n iterations.
+
+    Raises:
+        ValueError: if `schedule` cannot be called, or `last_epoch` is below -1.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        if not callable(schedule):
+            raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; give a Schedule")
+        if last_epoch < -1:
+            raise ValueError(f"last_epoch: expected at least -1, got {last_epoch!r}; -1 begins at iteration 0")
+        self.schedule = schedule
+        for group in optimizer.param_groups:
+            # torch demands it of a scheduler that starts in mid-run; no LR here depends on it.
+            group.setdefault("initial_lr", group["lr"])
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The LR of each parameter group at the current iteration."""
+        rate = float(self.schedule(self.last_epoch))
+        return [rate * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as plain ints. The schedule is not in it: build the same one before loading."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the saved position and set the LRs there, whether or not the optimiser's state was loaded too."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["_step_count"]
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate

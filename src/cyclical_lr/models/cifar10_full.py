@@ -1,0 +1,55 @@
+"""The network of Tables 1 and 3 and Figures 1, 3, 4 and 5: Caffe's examples/cifar10/cifar10_full_train_test.prototxt."""
+
+from torch import Tensor, nn
+
+from cyclical_lr.models.layers import Gaussian, Param, caffe_layer, lrn
+
+
+class Cifar10Full(nn.Module):
+    """Three 5x5 convolutions and one inner product: 89,578 parameters for 10 classes.
+
+    Input: float [N, 3, 32, 32], pixels 0..255 minus the training set's mean image. Output: logits [N, num_classes].
+
+    The first block pools before its ReLU, and only the inner product has a decay multiplier for its weights (250, that
+    is a weight decay of 1.0): both as in the prototxt. conv3 declares no multipliers there, so its bias learns at
+    lr_mult 1 while the other biases learn at 2.
+
+    Args:
+        num_classes: size of the output.
+        ceil_mode: Caffe rounds pooled sizes up (32, 16, 8, 4). False is PyTorch's default, 32, 15, 7, 3.
+        lrn: "within_channel" (Caffe's here), "across_channels" (what PyTorch's LocalResponseNorm does), or "none".
+        init: "caffe" (the prototxt's Gaussians) or "torch" (PyTorch's defaults).
+    """
+
+    def __init__(
+        self, num_classes: int = 10, ceil_mode: bool = True, lrn: str = "within_channel", init: str = "caffe"
+    ) -> None:
+        super().__init__()
+        bias_2x = Param(lr_mult=2)
+        self.conv1 = caffe_layer(nn.Conv2d(3, 32, 5, padding=2), Param(Gaussian(1e-4)), bias_2x, init)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
+        self.relu1 = nn.ReLU()
+        self.norm1 = _lrn(lrn)
+        self.conv2 = caffe_layer(nn.Conv2d(32, 32, 5, padding=2), Param(Gaussian(0.01)), bias_2x, init)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.norm2 = _lrn(lrn)
+        self.conv3 = caffe_layer(nn.Conv2d(32, 64, 5, padding=2), Param(Gaussian(0.01)), Param(), init)
+        self.relu3 = nn.ReLU()
+        self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.ip1 = caffe_layer(
+            nn.Linear(64 * (4 if ceil_mode else 3) ** 2, num_classes),
+            Param(Gaussian(0.01), decay_mult=250),
+            Param(lr_mult=2, decay_mult=0),
+            init,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.relu1(self.pool1(self.conv1(x))))
+        x = self.norm2(self.pool2(self.relu2(self.conv2(x))))
+        x = self.pool3(self.relu3(self.conv3(x)))
+        return self.ip1(x.flatten(1))
+
+
+def _lrn(kind: str) -> nn.Module:
+    return lrn(kind, size=3, alpha=5e-5, beta=0.75)

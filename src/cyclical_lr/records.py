@@ -1,0 +1,260 @@
+"""A run's identity, its record and its curve: all that training and report share.
+
+A run is identified by what it computes: model, data with their checksums, solver, schedule, iterations, precision and
+seed. Its record is one JSON file and its curve one CSV file, each written whole or not at all, by that run alone.
+"""
+
+import csv
+import hashlib
+import inspect
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HASHED = ("model", "data", "solver", "schedule", "iterations", "compress", "precision", "seed")
+"""Keys of a run's config that its id is made of."""
+WHEREABOUTS = ("root", "source", "eval_batch_size")
+"""Keys of `data` that say where the images come from or how they are evaluated, not what they are."""
+DEFAULTS = {"compress": 1, "precision": "float32"}
+"""Values that an identity leaves out, so that a key added later changes no id."""
+STATUSES = ("done", "diverged", "failed")
+
+
+class ConfigError(ValueError):
+    """A user's input that cannot be used: the message names the key, the value, what was expected and the remedy."""
+
+
+# Identity -------------------------------------------------------------------------------------------------------------
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run computes, with every value that stands at its default left out.
+
+    Args:
+        config: plain containers with the keys of `HASHED`; nodes with `_target_` are calls of that class or function,
+            whose signature tells the defaults.
+    Returns:
+        plain containers in canonical form (integral floats as int, tuples as lists).
+    """
+    out = {key: config[key] for key in HASHED if key in config and config[key] != DEFAULTS.get(key)}
+    out["data"] = {key: value for key, value in config["data"].items() if key not in WHEREABOUTS}
+    return _canonical(out)
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the run's identity, as hexadecimal digits."""
+    text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """The first 12 digits of `config_sha256`: the run's name everywhere."""
+    return config_sha256(config)[:12]
+
+
+def label(experiment: str, config: Mapping[str, Any], card: Mapping[str, Any] | None) -> str:
+    """The experiment's name, plus what was overridden of it in brackets. A cell of a table is one label.
+
+    Args:
+        experiment: name of the experiment file, or "custom" without one.
+        config: the run's.
+        card: the experiment's own config without any override, or None where there is no experiment file.
+    """
+    if card is None:
+        return f"{experiment}[{run_id({**config, 'seed': 0})}]"
+    ours, theirs = ({k: v for k, v in identity(c).items() if k != "seed"} for c in (config, card))
+    changes = ",".join(_differences("", ours, theirs, config))
+    return f"{experiment}[{changes}]" if changes else experiment
+
+
+def _differences(path: str, ours: Any, theirs: Any, full: Any) -> Iterator[str]:
+    """Paths at which two identities differ, with our value; `full` is our config, which has the defaults too."""
+    if ours == theirs:
+        return
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("_target_") == theirs.get("_target_"):
+        for key in sorted(ours.keys() | theirs.keys()):
+            below = f"{path}.{key}" if path else key
+            yield from _differences(below, ours.get(key), theirs.get(key), full.get(key, DEFAULTS.get(key)))
+    else:
+        yield f"{path}={_short(_canonical(full) if ours is None else ours)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "_target_" in value:
+        arguments = ",".join(f"{k}={_short(v)}" for k, v in sorted(value.items()) if k != "_target_")
+        return f"{value['_target_'].rpartition('.')[2]}({arguments})"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items())) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_short, value)) + "]"
+    return str(value)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        defaults = _defaults(value["_target_"]) if "_target_" in value else {}
+        items = {str(key): _canonical(item) for key, item in value.items() if key != "_convert_"}
+        return {key: item for key, item in items.items() if key not in defaults or item != _canonical(defaults[key])}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    parameters = inspect.signature(locate(target)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def locate(target: str) -> Any:
+    """The class or function at a dotted path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_: nothing to import at {target!r} ({error}); give a dotted path") from error
+
+
+# Record ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run's row. Accuracies are in percent on the test set, durations in seconds, times in UTC (ISO 8601)."""
+
+    run_id: str
+    experiment: str
+    label: str
+    seed: int
+    status: str  # one of STATUSES
+    iterations: int  # done; fewer than config["iterations"] where the run diverged or failed
+    test_accuracy: float | None  # at the last evaluation
+    best_test_accuracy: float | None
+    train_seconds: float  # without evaluation and checkpoints
+    eval_seconds: float
+    engine: str
+    precision: str
+    device: str
+    threads: int
+    data_sha256: str
+    config_sha256: str
+    commit: str
+    dirty: bool
+    started: str
+    ended: str
+    message: str  # why it diverged or failed; empty otherwise
+    versions: dict[str, str]
+    segments: list[dict[str, Any]]  # one per process that worked on the run: commit, dirty, device, from iteration
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One evaluation. `lr` is the LR of the step that follows, for weights (lr_mult 1)."""
+
+    iteration: int
+    lr: float
+    train_loss: float  # mean over the iterations since the last row; NaN at iteration 0
+    test_loss: float
+    test_accuracy: float
+    train_seconds: float
+
+
+def record_path(results_dir: Path, run_id: str) -> Path:
+    return results_dir / "runs" / f"{run_id}.json"
+
+
+def curve_path(results_dir: Path, run_id: str) -> Path:
+    return results_dir / "curves" / f"{run_id}.csv"
+
+
+def write_record(results_dir: Path, record: Record) -> Path:
+    """Write the record, whole or not at all."""
+    path = record_path(results_dir, record.run_id)
+    write_atomic(path, (json.dumps(asdict(record), indent=1, allow_nan=False) + "\n").encode())
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        ValueError: the file is not a record, or is incomplete; the message names the file.
+    """
+    try:
+        raw = json.loads(path.read_text())
+        if not isinstance(raw, dict):
+            raise ValueError(f"it holds a {type(raw).__name__}")
+        try:
+            record = Record(**raw)
+        except TypeError as error:  # a field missing or unknown; one added later has a default
+            raise ValueError(str(error)) from error
+        if record.status not in STATUSES:
+            raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a run's record: {error}") from error
+    return record
+
+
+def write_curve(path: Path, rows: list[CurveRow]) -> Path:
+    """Write a curve, whole or not at all; floats keep all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(CurveRow))
+    writer.writerows(["" if _is_nan(value) else repr(value) for value in asdict(row).values()] for row in rows)
+    write_atomic(path, text.getvalue().encode())
+    return path
+
+
+def read_curve(path: Path) -> list[CurveRow]:
+    """Read a curve.
+
+    Raises:
+        ValueError: the file is not a curve; the message names it.
+    """
+    try:
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        if header != [field.name for field in fields(CurveRow)]:
+            raise ValueError(f"its first line is {','.join(header)}")
+        return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a run's curve: {error}") from error
+
+
+def _is_nan(value: float) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, or leave it as it was: written beside, synced, renamed.
+
+    Raises:
+        OSError: as the system gives it (disk full, read-only); the file before stays intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

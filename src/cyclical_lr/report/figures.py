@@ -1,0 +1,78 @@
+"""Figures from records and curves alone: neither data set nor GPU."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from cyclical_lr.records import CurveRow, Record
+
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # embedded, editable text
+    "svg.hashsalt": "cyclical_lr",
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+COLUMN = 3.4
+"""Width of a column of text, in inches."""
+
+Runs = Iterable[tuple[Record, list[CurveRow]]]
+
+
+def accuracy_and_lr(runs: Runs, title: str) -> Figure:
+    """Test accuracy (%) above, LR below, against the iteration: a line per label, the seeds' range as a band."""
+    by_label: dict[str, list[list[CurveRow]]] = defaultdict(list)
+    for record, curve in runs:
+        by_label[record.label].append(curve)
+    with plt.rc_context(STYLE):
+        figure, (above, below) = plt.subplots(
+            2, 1, sharex=True, figsize=(COLUMN, 3.6), height_ratios=(2.2, 1), layout="constrained"
+        )
+        for number, (label, curves) in enumerate(sorted(by_label.items())):
+            colour = COLOURS[number % len(COLOURS)]
+            iterations = sorted(set.intersection(*({row.iteration for row in curve} for curve in curves)))
+            at = [{row.iteration: row for row in curve} for curve in curves]
+            accuracy = np.array([[rows[t].test_accuracy for t in iterations] for rows in at])
+            name = f"{_shortened(label)} (n = {len(curves)})"
+            above.plot(iterations, accuracy.mean(axis=0), color=colour, label=name)
+            if len(curves) > 1:
+                above.fill_between(
+                    iterations, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.2, lw=0
+                )
+            below.plot(iterations, [at[0][t].lr for t in iterations], color=colour)
+        above.set_ylabel("test accuracy (%)")
+        below.set_ylabel("learning rate")
+        below.set_xlabel("iteration")
+        below.set_ylim(bottom=0)
+        below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        above.legend(loc="lower right")
+        figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= 48 else label[:45] + "..."
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `name`.pdf and `name`.png, the same bytes for the same figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pdf, png = folder / f"{name}.pdf", folder / f"{name}.png"
+    figure.savefig(pdf, metadata={"CreationDate": None})
+    figure.savefig(png, dpi=200, metadata={"Software": None})
+    plt.close(figure)
+    return [pdf, png]

@@ -1,0 +1,185 @@
+"""What happens between blocks: checkpoints, curves to loggers and disk, progress."""
+
+import hashlib
+import io
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm import tqdm
+
+from cyclical_lr.records import CurveRow, write_atomic, write_curve
+from cyclical_lr.training.module import Classifier, Member
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS_KEPT = 2
+SAVED = ("iteration", "loss_sum", "loss_count", "train_seconds", "eval_seconds", "started", "segments")
+
+
+def save_checkpoint(folder: Path, member: Member) -> Path:
+    """Write the member's state, whole or not at all, and drop all checkpoints but the last two.
+
+    The file is torch.save's, of plain types (torch.load takes it with weights_only), with its SHA-256 appended.
+
+    Raises:
+        OSError: the disk is full or read-only; the checkpoints before stay intact.
+    """
+    state = {name: getattr(member, name) for name in SAVED}
+    state["run_id"] = member.run_id
+    state["curve"] = [astuple(row) for row in member.curve]
+    state["network"] = member.network.state_dict()
+    state["solver"] = member.solver.state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    data = file.getvalue()
+    path = folder / f"checkpoint-{member.iteration:09d}.pt"
+    write_atomic(path, data + hashlib.sha256(data).digest())
+    for old in sorted(folder.glob("checkpoint-*.pt"))[:-CHECKPOINTS_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def restore_checkpoint(folder: Path, member: Member) -> bool:
+    """Bring the member to its newest readable checkpoint; False where there is none. A corrupt one is named and skipped."""
+    for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+                raise ValueError("its checksum does not match")
+            state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
+            if state["run_id"] != member.run_id:
+                raise ValueError(f"it belongs to run {state['run_id']}")
+            member.network.load_state_dict(state["network"])
+            member.solver.load_state_dict(state["solver"])
+        except Exception as error:  # whatever is wrong with the file, the one before it may be right
+            log.warning("checkpoint %s cannot be used (%s): going back to the one before", path, error)
+            continue
+        for name in SAVED:
+            setattr(member, name, state[name])
+        member.curve = [CurveRow(*row) for row in state["curve"]]
+        return True
+    return False
+
+
+class Checkpoints(pl.Callback):
+    """Saves every member's state about every `seconds`, and at the end.
+
+    A full disk does not end the run: the checkpoints before stay, the user is told, and the next one is tried in time.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], seconds: float) -> None:
+        self.folders, self.seconds, self._last = folders, seconds, time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Classifier)
+        if time.monotonic() - self._last >= self.seconds:
+            module.stop_clock()
+            module.sync()
+            self.save(module)
+            module.start_clock()
+
+    def save(self, module: Classifier) -> None:
+        self._last = time.monotonic()
+        for member in module.members:
+            if not member.diverged:
+                try:
+                    save_checkpoint(self.folders[member.run_id], member)
+                except OSError as error:
+                    log.warning("no checkpoint at iteration %d: %s", member.iteration, error)
+
+
+class Curves(pl.Callback):
+    """After each evaluation: the new row to the member's logger, the whole curve to `<run folder>/curve.csv`."""
+
+    def __init__(self, folders: Mapping[str, Path], loggers: Mapping[str, Any]) -> None:
+        self.folders, self.loggers = folders, loggers
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        for member in module.members:
+            if member.diverged or not member.curve:
+                continue
+            row = member.curve[-1]
+            if member.run_id in self.loggers:
+                metrics = dict(zip(CurveRow.__dataclass_fields__, astuple(row), strict=True))
+                finite = {name: value for name, value in metrics.items() if not math.isnan(value)}
+                self.loggers[member.run_id].log_metrics(finite, step=row.iteration)
+            try:
+                write_curve(self.folders[member.run_id] / "curve.csv", member.curve)
+            except OSError as error:
+                log.warning("curve of %s not written: %s", member.run_id, error)
+
+
+class Progress(ProgressBar):
+    """One bar for the whole run on a terminal; one line per evaluation elsewhere (log files, batch systems)."""
+
+    def __init__(self, title: str, iterations: int) -> None:
+        super().__init__()
+        self.title, self.iterations = title, iterations
+        self.bar: tqdm[Any] | None = None
+        self._shown = 0.0
+        self._started: tuple[float, int] = (0.0, 0)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        self._started = (time.monotonic(), module.iteration)
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                total=self.iterations, initial=module.iteration, desc=self.title, dynamic_ncols=True, smoothing=0.05
+            )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Classifier)
+        if self.bar is not None and time.monotonic() - self._shown > 0.5:
+            self._shown = time.monotonic()
+            module.sync()
+            self.bar.set_postfix_str(self._values(module), refresh=False)
+            self.bar.update(module.iteration - self.bar.n)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._values(module))
+            return
+        since, first = self._started
+        done = module.iteration - first
+        rate = done / (time.monotonic() - since) if done > 0 else math.nan
+        left = f", {rate:.1f} it/s, {_duration((self.iterations - module.iteration) / rate)} left" if done > 0 else ""
+        log.info(
+            "%s  %s/%s  %s%s", self.title, f"{module.iteration:,}", f"{self.iterations:,}", self._values(module), left
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        if self.bar is not None:
+            self.bar.update(module.iteration - self.bar.n)
+            self.bar.close()
+            self.bar = None
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _values(self, module: Classifier) -> str:
+        values = [f"lr {module.lrs[module.iteration]:.2e}"]
+        if not math.isnan(module.last_loss):
+            values.append(f"loss {module.last_loss:.3f}")
+        accuracies = [member.curve[-1].test_accuracy for member in module.members if member.curve]
+        if accuracies:
+            values.append(f"test {sum(accuracies) / len(accuracies):.2f} %")
+        return ", ".join(values)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

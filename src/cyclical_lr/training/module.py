@@ -1,0 +1,158 @@
+"""The LightningModule: a group of runs that differ in nothing but their seed, stepped together."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from cyclical_lr.records import CurveRow
+from cyclical_lr.training.engine import reference_step
+
+
+@dataclass
+class Member:
+    """One run of a group: its network, its solver, and what has been measured of it so far."""
+
+    run_id: str
+    label: str
+    seed: int
+    network: nn.Module
+    solver: Optimizer
+    iteration: int = 0
+    loss_sum: float = 0.0  # of the iterations since the last evaluation
+    loss_count: int = 0
+    curve: list[CurveRow] = field(default_factory=list)
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    started: str = ""
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    diverged: str = ""  # why, once it has
+
+    def evaluation_due(self, every: int, iterations: int) -> bool:
+        """Whether the curve lacks a row for the iteration at which the run stands."""
+        measured = bool(self.curve) and self.curve[-1].iteration == self.iteration
+        return not measured and (self.iteration % every == 0 or self.iteration == iterations)
+
+
+class Classifier(pl.LightningModule):
+    """Trains the members on blocks of iterations and evaluates them on the whole test set.
+
+    A batch of the training loader is a block: {"start": iteration, "indices": int64 [members, k, batch]}. A batch of
+    the evaluation loader is int64 [n], indices into the test set. Both index sets that live on the training device.
+
+    Args:
+        members: runs that stand at the same iteration.
+        train_set, test_set: modules that map indices to (x, y), with `len`.
+        lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], train_set: nn.Module, test_set: nn.Module, lrs: np.ndarray[Any, Any]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.members = list(members)
+        self.networks = nn.ModuleList(member.network for member in members)
+        self.train_set, self.test_set = train_set, test_set
+        self.lrs: list[float] = lrs.tolist()
+        self.iteration = members[0].iteration
+        self.last_loss = math.nan  # mean training loss since the last evaluation, for people to watch
+        self._loss_sums = [torch.tensor(member.loss_sum, dtype=torch.float64) for member in members]
+        self._tested = torch.zeros(0)
+        self._clock_started: float | None = None
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [member.solver for member in self.members]
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def training_step(self, block: dict[str, Any], _: int) -> None:
+        for j in range(block["indices"].shape[1]):
+            lr = self.lrs[self.iteration]
+            for m, member in enumerate(self.members):
+                if not member.diverged:
+                    x, y = self.train_set(block["indices"][m, j])
+                    loss = reference_step(member.network, member.solver, x, y, lr, self.manual_backward)
+                    self._loss_sums[m] += loss
+                    member.loss_count += 1
+            self.iteration += 1
+        if self.device.type == "cpu":  # elsewhere this look at the loss would stall the device: it waits for sync()
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring what the members know up to the current iteration, and find those that have diverged."""
+        for member, loss_sum in zip(self.members, self._loss_sums, strict=True):
+            if member.diverged:
+                continue
+            total = float(loss_sum)
+            if not math.isfinite(total):
+                member.diverged = f"training loss is {total} at iteration {self.iteration}"
+            if member.loss_count:
+                self.last_loss = total / member.loss_count
+            member.iteration, member.loss_sum = self.iteration, total
+        if self._trainer and all(member.diverged for member in self.members):
+            self.trainer.should_stop = True
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.stop_clock()
+        self.sync()
+        self._eval_started = time.perf_counter()
+        self._tested = torch.zeros(len(self.members), 2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, indices: Tensor, _: int) -> None:
+        x, y = self.test_set(indices)
+        for m, network in enumerate(self.networks):
+            logits = network(x).float()
+            self._tested[m, 0] += F.cross_entropy(logits, y, reduction="sum")
+            self._tested[m, 1] += (logits.argmax(1) == y).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        tested = (self._tested / len(self.test_set)).tolist()  # type: ignore[arg-type]
+        seconds = time.perf_counter() - self._eval_started
+        for m, member in enumerate(self.members):
+            if member.diverged:
+                continue
+            member.eval_seconds += seconds
+            row = CurveRow(
+                iteration=self.iteration,
+                lr=self.lrs[self.iteration],
+                train_loss=member.loss_sum / member.loss_count if member.loss_count else math.nan,
+                test_loss=tested[m][0],
+                test_accuracy=100 * tested[m][1],
+                train_seconds=member.train_seconds,
+            )
+            member.curve.append(row)
+            member.loss_sum, member.loss_count = 0.0, 0
+            self._loss_sums[m].zero_()
+
+    # Clock: training alone, neither evaluation nor checkpoints --------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self._loss_sums = [loss_sum.to(self.device) for loss_sum in self._loss_sums]
+
+    def on_train_epoch_start(self) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        self._clock_started = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Add the time since `start_clock` to each member that is still training."""
+        if self._clock_started is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds, self._clock_started = time.perf_counter() - self._clock_started, None
+        for member in self.members:
+            if not member.diverged:
+                member.train_seconds += seconds

@@ -1,0 +1,60 @@
+"""What produced a result: commit, versions, device."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+EVIDENCE = ("results", "paper_figures")
+"""Folders that a running study writes to: changes there do not make the code dirty."""
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "wandb", "cyclical-lr")
+
+
+def commit() -> tuple[str, bool]:
+    """The commit of the checkout that this package is imported from, and whether files differ from it.
+
+    Where there is no git (a copy on a compute node), `CYCLICAL_LR_COMMIT` names the commit; else it is "unknown".
+    """
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        untouched = [f":(exclude,top){folder}" for folder in EVIDENCE]
+        return git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("CYCLICAL_LR_COMMIT", "unknown"), False
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Model of the device, and for a CPU its vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    model = model or platform.processor() or platform.machine()
+    bf16 = "native bf16" if native_bf16() else "no native bf16"
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()}, {bf16})"
+
+
+def native_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX-512-BF16 or AMX); without, it is emulated, ten times slower."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,203 @@
+"""A run's identity and its files."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cyclical_lr import records
+from cyclical_lr.records import ConfigError, CurveRow, Record
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+CONFIG = {
+    "model": {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full", "num_classes": 10, "ceil_mode": True},
+    "data": {
+        "_target_": "cyclical_lr.data.cifar.CifarData",
+        "name": "cifar10",
+        "train_sha256": "a",
+        "test_sha256": "b",
+        "batch_size": 100,
+    },
+    "solver": {"_target_": "cyclical_lr.solvers.caffe_sgd", "momentum": 0.9, "weight_decay": 0.004},
+    "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.001},
+    "iterations": 100,
+    "eval_every": 10,
+    "compress": 1,
+    "precision": "float32",
+    "seed": 0,
+}
+
+
+def with_value(path: str, value: object) -> dict:
+    config = json.loads(json.dumps(CONFIG))
+    *groups, key = path.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.ceil_mode", False),
+        ("data.train_sha256", "c"),
+        ("data.shuffle", True),
+        ("data.batch_size", 50),
+        ("solver.momentum", 0.8),
+        ("schedule.base_lr", 0.002),
+        ("iterations", 200),
+        ("compress", 2),
+        ("precision", "bf16"),
+        ("seed", 1),
+    ],
+)
+def test_what_is_computed_changes_the_id(path, value):
+    assert records.run_id(with_value(path, value)) != records.run_id(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data.root", "elsewhere"),
+        ("data.source", "copy.tar.gz"),
+        ("data.eval_batch_size", 7),
+        ("eval_every", 20),
+        ("threads", 2),
+        ("engine", "fast"),
+        ("runs_dir", "elsewhere"),
+        ("trainer", {"accelerator": "gpu"}),
+    ],
+)
+def test_where_and_how_it_is_computed_leaves_the_id(path, value):
+    assert records.run_id(with_value(path, value)) == records.run_id(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("model.lrn", "within_channel"), ("data.shuffle", False), ("data.scale", 1), ("solver.multipliers", True)],
+)
+def test_a_value_at_its_default_leaves_the_id(path, value):
+    assert records.run_id(with_value(path, value)) == records.run_id(CONFIG)
+
+
+def test_the_id_does_not_depend_on_the_order_of_keys_or_on_int_against_float():
+    shuffled = dict(reversed(CONFIG.items()))
+    shuffled["schedule"] = {"base_lr": 1.0, "_target_": "cyclical_lr.schedules.Fixed"}
+    assert records.run_id(shuffled) == records.run_id(with_value("schedule.base_lr", 1))
+
+
+def test_the_id_is_pinned():
+    # Ids name committed evidence: a change here is a change of every id.
+    assert records.run_id(CONFIG) == "087d26b0e2e1"
+
+
+def test_defaults_are_left_out_inside_nested_schedules():
+    nested = {
+        "_target_": "cyclical_lr.schedules.Drops",
+        "schedule": {"_target_": "cyclical_lr.schedules.MultiStep", "base_lr": 0.1, "milestones": [5], "gamma": 0.1},
+        "milestones": [3],
+    }
+    identity = records.identity(with_value("schedule", nested))
+    assert "gamma" not in identity["schedule"]["schedule"]
+
+
+def test_an_unknown_target_is_a_clear_error():
+    with pytest.raises(ConfigError, match=r"cyclical_lr\.schedules\.Fixd"):
+        records.run_id(with_value("schedule._target_", "cyclical_lr.schedules.Fixd"))
+
+
+def test_the_label_is_the_experiment_until_something_hashed_is_overridden():
+    assert records.label("card", CONFIG, CONFIG) == "card"
+    assert records.label("card", with_value("seed", 3), CONFIG) == "card"
+    assert records.label("card", with_value("eval_every", 7), CONFIG) == "card"
+    assert records.label("card", with_value("schedule.base_lr", 0.002), CONFIG) == "card[schedule.base_lr=0.002]"
+    assert records.label("card", with_value("data.shuffle", True), CONFIG) == "card[data.shuffle=True]"
+    assert records.label("card", with_value("precision", "bf16"), CONFIG) == "card[precision=bf16]"
+
+
+def test_the_label_names_another_schedule_as_a_call_and_a_value_put_back_to_its_default():
+    other = {"_target_": "cyclical_lr.schedules.Exp", "base_lr": 0.1, "gamma": 0.5}
+    assert records.label("card", with_value("schedule", other), CONFIG) == "card[schedule=Exp(base_lr=0.1,gamma=0.5)]"
+    card = with_value("data.shuffle", True)
+    assert records.label("card", with_value("data.shuffle", False), card) == "card[data.shuffle=False]"
+
+
+def test_runs_without_an_experiment_get_labels_that_differ_when_they_do():
+    ours, other = records.label("custom", CONFIG, None), records.label("custom", with_value("iterations", 7), None)
+    assert ours.startswith("custom[") and ours != other
+    assert records.label("custom", with_value("seed", 5), None) == ours
+
+
+RECORD = Record(
+    run_id="abc",
+    experiment="card",
+    label="card",
+    seed=0,
+    status="done",
+    iterations=100,
+    test_accuracy=12.5,
+    best_test_accuracy=13.25,
+    train_seconds=1.5,
+    eval_seconds=0.5,
+    engine="reference",
+    precision="float32",
+    device="a cpu",
+    threads=2,
+    data_sha256="d",
+    config_sha256="c",
+    commit="0" * 40,
+    dirty=False,
+    started="2026-01-01T00:00:00+00:00",
+    ended="2026-01-01T00:00:02+00:00",
+    message="",
+    versions={"torch": "2"},
+    segments=[],
+    config=CONFIG,
+)
+ROWS = [CurveRow(0, 0.001, math.nan, 2.302585092994046, 10.0, 0.0), CurveRow(10, 1 / 3, 2.3, 2.2, 11.0, 0.1)]
+
+
+def test_a_record_and_a_curve_come_back_as_they_were_written(tmp_path):
+    assert records.read_record(records.write_record(tmp_path, RECORD)) == RECORD
+    read = records.read_curve(records.write_curve(tmp_path / "c.csv", ROWS))
+    assert read[1] == ROWS[1]
+    assert math.isnan(read[0].train_loss) and replace(read[0], train_loss=0.0) == replace(ROWS[0], train_loss=0.0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run_id": "abc"}'])
+def test_what_is_not_a_record_is_named(tmp_path, text):
+    (tmp_path / "foreign.json").write_text(text)
+    with pytest.raises(ValueError, match=r"foreign\.json"):
+        records.read_record(tmp_path / "foreign.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds\n1\n"]
+)
+def test_what_is_not_a_curve_is_named(tmp_path, text):
+    (tmp_path / "foreign.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"foreign\.csv"):
+        records.read_curve(tmp_path / "foreign.csv")
+
+
+def test_a_full_disk_leaves_the_file_before_intact_and_nothing_beside_it(tmp_path, full_disk):
+    path = tmp_path / "record.json"
+    records.write_atomic(path, b"before")
+    with full_disk(10), pytest.raises(OSError, match="too large"):
+        records.write_atomic(path, b"after, and longer than the disk takes")
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_committed_records_still_hash_to_their_names():
+    for path in sorted((REPOSITORY / "results" / "runs").glob("*.json")):
+        record = records.read_record(path)
+        assert records.run_id(record.config) == record.run_id == path.stem
+        assert records.config_sha256(record.config) == record.config_sha256
+        assert records.curve_path(REPOSITORY / "results", record.run_id).exists()
+        assert not record.dirty, f"{path.name} comes from a dirty checkout"
