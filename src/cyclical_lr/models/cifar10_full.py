@@ -1,4 +1,4 @@
-"""The network of Tables 1 and 3 and Figures 1, 3, 4 and 5: Caffe's examples/cifar10/cifar10_full_train_test.prototxt."""
+"""The network of Tables 1 and 3 and Figures 1, 3, 4, 5: Caffe's examples/cifar10/cifar10_full_train_test.prototxt."""
 
 from torch import Tensor, nn
 

@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
 
 
 def restore_checkpoint(folder: Path, member: Member) -> bool:
-    """Bring the member to its newest readable checkpoint; False where there is none. A corrupt one is named and skipped."""
+    """Bring the member to its newest readable checkpoint, naming those that are not; False where there is none."""
     for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
         try:
             data = path.read_bytes()
@@ -154,9 +154,7 @@ class Progress(ProgressBar):
         done = module.iteration - first
         rate = done / (time.monotonic() - since) if done > 0 else math.nan
         left = f", {rate:.1f} it/s, {_duration((self.iterations - module.iteration) / rate)} left" if done > 0 else ""
-        log.info(
-            "%s  %s/%s  %s%s", self.title, f"{module.iteration:,}", f"{self.iterations:,}", self._values(module), left
-        )
+        log.info("%s  %s%s", f"{self.title}  {module.iteration:,}/{self.iterations:,}", self._values(module), left)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)

@@ -3,11 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cyclical_lr.solvers import set_lr
+
+
+def seed_step(seed: int, iteration: int) -> None:
+    """Seed torch's global generators for one iteration of a run that draws numbers while it trains.
+
+    Dropout, stochastic depth and augmentation then depend on (seed, iteration) alone: a run that is continued, or that
+    shares its process with other seeds, draws what an unbroken run of its own would. The mixing is SplitMix64's.
+    """
+    z = (seed * 0x9E3779B97F4A7C15 + iteration * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    torch.manual_seed(z >> 32)  # torch's CPU generator takes 32 bits
 
 
 def reference_step(

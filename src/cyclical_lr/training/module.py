@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cyclical_lr.records import CurveRow
-from cyclical_lr.training.engine import reference_step
+from cyclical_lr.training.engine import reference_step, seed_step
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Classifier(pl.LightningModule):
 
     Args:
         members: runs that stand at the same iteration.
-        train_set, test_set: modules that map indices to (x, y), with `len`.
+        train_set, test_set: modules that map indices to (x, y), with `len`. A module in them or in a network that draws
+            random numbers while it trains says so by an attribute `stochastic`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
     """
 
@@ -63,6 +64,7 @@ class Classifier(pl.LightningModule):
         self.networks = nn.ModuleList(member.network for member in members)
         self.train_set, self.test_set = train_set, test_set
         self.lrs: list[float] = lrs.tolist()
+        self.draws = any(getattr(module, "stochastic", False) for module in self.modules())
         self.iteration = members[0].iteration
         self.last_loss = math.nan  # mean training loss since the last evaluation, for people to watch
         self._loss_sums = [torch.tensor(member.loss_sum, dtype=torch.float64) for member in members]
@@ -79,6 +81,8 @@ class Classifier(pl.LightningModule):
             lr = self.lrs[self.iteration]
             for m, member in enumerate(self.members):
                 if not member.diverged:
+                    if self.draws:
+                        seed_step(member.seed, self.iteration)
                     x, y = self.train_set(block["indices"][m, j])
                     loss = reference_step(member.network, member.solver, x, y, lr, self.manual_backward)
                     self._loss_sums[m] += loss

@@ -1,12 +1,10 @@
 """From a config to records: what `scripts/run.py` and `scripts/study.py` do for each experiment."""
 
-import difflib
 import hashlib
-import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,29 +17,17 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError, Record
-from cyclical_lr.schedules import Compressed
 from cyclical_lr.training import provenance
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
+from cyclical_lr.training.config import build, check, compose_config, describe, learning_rates, plain, seeds
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.tracking import close_logger, open_logger
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
-TOP_LEVEL = (
-    *("experiment", "seed", "iterations", "eval_every", "compress", "checkpoint_seconds", "threads"),
-    *("results_dir", "runs_dir", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"),
-)
-"""Keys of conf/run.yaml. Hydra takes `+typo=1`; these do not."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +37,6 @@ class Outcome:
     run_id: str
     record: Record | None
     fresh: bool
-
-
-def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
-    """The config that `scripts/run.py OVERRIDES` would run, without running it. `conf` is the folder of config files."""
-    if GlobalHydra.instance().is_initialized():  # inside scripts/run.py, which composed from the same folder
-        return compose("run", overrides=list(overrides))
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return compose("run", overrides=list(overrides))
 
 
 def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
@@ -76,7 +54,7 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
     _quiet()
     plan = plain(cfg)
     check(plan)
-    configs = [describe(plan, seed) for seed in _seeds(plan["seed"])]
+    configs = [describe(plan, seed) for seed in seeds(plan["seed"])]
     lrs = learning_rates(plan)
     card = None
     if plan["experiment"]:
@@ -98,9 +76,7 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
             try:
                 locks.enter_context(lock.acquire(timeout=0))
             except Timeout:
-                log.info(
-                    "%s seed %d (%s) is being worked on by another process: left to it", name, config["seed"], run_id
-                )
+                log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
                 outcomes.append(Outcome(run_id, None, fresh=False))
                 continue
             path = records.record_path(results, run_id)
@@ -116,121 +92,6 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
     return outcomes
 
 
-# The config -----------------------------------------------------------------------------------------------------------
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` as plain containers, every interpolation resolved.
-
-    Raises:
-        ConfigError: a mandatory value is missing or an interpolation fails.
-    """
-    try:
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "config"
-        raise ConfigError(f"{key}: no usable value ({str(error).splitlines()[0]}); give {key}=... ") from error
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def check(plan: Mapping[str, Any]) -> None:
-    """Refuse what would fail, or be ignored, later.
-
-    Raises:
-        ConfigError: unknown key, or a value out of range; names key, value and remedy.
-    """
-    _check_keys("", plan, TOP_LEVEL)
-    for group in ("model", "data", "solver", "schedule"):
-        _check_targets(group, plan[group])
-    _check_keys("trainer", plan["trainer"], _keywords(make_trainer))
-    _check_keys("logger", plan["logger"], _keywords(open_logger))
-    for key in ("iterations", "eval_every", "compress"):
-        _check_whole(key, plan[key], 1)
-    if plan["threads"] is not None:
-        _check_whole("threads", plan["threads"], 1)
-    seconds = plan["checkpoint_seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
-        raise ConfigError(f"checkpoint_seconds: expected a number of seconds >= 0, got {seconds!r}")
-    if plan["iterations"] % plan["compress"]:
-        raise ConfigError(f"compress: expected a divisor of iterations={plan['iterations']}, got {plan['compress']}")
-    _seeds(plan["seed"])
-    for key in ("accelerator", "precision", "devices"):
-        if key not in plan["trainer"]:
-            raise ConfigError(f"trainer.{key} is missing; choose trainer=cpu, cpu_bf16 or gpu")
-    if plan["trainer"]["precision"] not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {plan['trainer']['precision']!r}"
-        )
-
-
-def _check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
-    allowed = list(allowed)
-    for key in given:
-        if key not in allowed:
-            path = f"{where}.{key}" if where else key
-            close = difflib.get_close_matches(key, allowed, 1)
-            meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(allowed))}"
-            raise ConfigError(f"{path}: there is no such key; {meant}")
-
-
-def _keywords(function: Any) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-
-
-def _check_targets(where: str, node: Any) -> None:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            target = records.locate(node["_target_"])
-            _check_keys(where, node, ["_target_", "_convert_", *_keywords(target)])
-        for key, value in node.items():
-            _check_targets(f"{where}.{key}", value)
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            _check_targets(f"{where}[{position}]", value)
-
-
-def _check_whole(key: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}: expected a whole number >= {least}, got {value!r}")
-
-
-def _seeds(value: Any) -> list[int]:
-    seeds = value if isinstance(value, list) else [value]
-    if not seeds or len(set(map(str, seeds))) < len(seeds):
-        raise ConfigError(f"seed: expected one or more different seeds, got {value!r}")
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}")
-    return seeds
-
-
-def describe(plan: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The part of a config that a record keeps: what `records.identity` hashes, plus `eval_every`."""
-    config = {key: plan[key] for key in ("model", "data", "solver", "schedule", "iterations", "eval_every", "compress")}
-    config["iterations"] = plan["iterations"] // plan["compress"]
-    config["data"] = {key: value for key, value in plan["data"].items() if key not in records.WHEREABOUTS}
-    return {**config, "precision": PRECISIONS[plan["trainer"]["precision"]], "seed": seed}
-
-
-def learning_rates(plan: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """The LR at every iteration of the run and at its end: float64 [iterations + 1]."""
-    schedule = _build(plan["schedule"])
-    if plan["compress"] > 1:
-        schedule = Compressed(schedule, plan["compress"])
-    return np.asarray(schedule(np.arange(plan["iterations"] // plan["compress"] + 1)))
-
-
-def _build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    try:
-        return instantiate(dict(node), *arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, (ValueError, TypeError)):
-            raise ConfigError(str(cause)) from error
-        raise
-
-
 def _check_writable(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,9 +99,7 @@ def _check_writable(key: str, folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(
-            f"{key}: cannot write to {folder} ({error.strerror}); give {key}=FOLDER that can be"
-        ) from error
+        raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); give another {key}=...") from error
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -286,7 +145,7 @@ def _train(
 ) -> list[Record]:
     """Train runs that differ in their seed only; those that stand at the same iteration share a process."""
     make_trainer(**plan["trainer"])  # a device that is not there is found out before the data are unpacked
-    data = _build(plan["data"])
+    data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
     members = []
@@ -308,8 +167,8 @@ def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Me
     """A run at iteration 0. Its seed draws the initial weights, on the CPU whatever the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = _build(plan["model"]).to(memory_format=torch.channels_last)
-    solver = _build(plan["solver"], network)
+        network = build(plan["model"]).to(memory_format=torch.channels_last)
+    solver = build(plan["solver"], network)
     return Member(records.run_id(config), name, config["seed"], network, solver, started=_now())
 
 

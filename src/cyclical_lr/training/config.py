@@ -1,0 +1,154 @@
+"""From what Hydra composed to what a run computes: checked, plain, described."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cyclical_lr import records
+from cyclical_lr.records import ConfigError
+from cyclical_lr.schedules import Compressed
+
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
+TOP_LEVEL = (
+    *("experiment", "seed", "iterations", "eval_every", "compress", "checkpoint_seconds", "threads"),
+    *("results_dir", "runs_dir", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"),
+)
+TRAINER = ("accelerator", "devices", "precision", "emulate_bf16")
+LOGGER = ("kind", "project", "entity", "mode")
+"""All keys that there are: Hydra takes `+typo=1`, `check` does not. The groups with a `_target_` have its arguments."""
+
+
+def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
+    """The config that `scripts/run.py OVERRIDES` would run. `conf` is the folder of config files."""
+    if GlobalHydra.instance().is_initialized():  # inside scripts/run.py, which composed from the same folder
+        return compose("run", overrides=list(overrides))
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        return compose("run", overrides=list(overrides))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg` as plain containers, every interpolation resolved.
+
+    Raises:
+        ConfigError: a mandatory value is missing or an interpolation fails.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(f"{key}: no usable value ({str(error).splitlines()[0]}); give {key}=... ") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def check(plan: Mapping[str, Any]) -> None:
+    """Refuse what would fail, or be ignored, later.
+
+    Raises:
+        ConfigError: unknown key, or a value out of range; names key, value and remedy.
+    """
+    _check_keys("", plan, TOP_LEVEL)
+    for group in ("model", "data", "solver", "schedule"):
+        _check_targets(group, plan[group])
+    _check_keys("trainer", plan["trainer"], TRAINER)
+    _check_keys("logger", plan["logger"], LOGGER)
+    for key in ("iterations", "eval_every", "compress"):
+        _check_whole(key, plan[key], 1)
+    if plan["threads"] is not None:
+        _check_whole("threads", plan["threads"], 1)
+    seconds = plan["checkpoint_seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+        raise ConfigError(f"checkpoint_seconds: expected a number of seconds >= 0, got {seconds!r}")
+    if plan["iterations"] % plan["compress"]:
+        raise ConfigError(f"compress: expected a divisor of iterations={plan['iterations']}, got {plan['compress']}")
+    seeds(plan["seed"])
+    if plan["trainer"]["precision"] not in PRECISIONS:
+        known, got = ", ".join(PRECISIONS), plan["trainer"]["precision"]
+        raise ConfigError(f"trainer.precision: expected one of {known}, got {got!r}")
+
+
+def _check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    for key in given:
+        if key not in allowed:
+            path = f"{where}.{key}" if where else key
+            close = difflib.get_close_matches(key, allowed, 1)
+            meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(allowed))}"
+            raise ConfigError(f"{path}: there is no such key; {meant}")
+
+
+def _keywords(function: Any) -> list[str]:
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
+def _check_targets(where: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            target = records.locate(node["_target_"])
+            _check_keys(where, node, ["_target_", "_convert_", *_keywords(target)])
+        for key, value in node.items():
+            _check_targets(f"{where}.{key}", value)
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            _check_targets(f"{where}[{position}]", value)
+
+
+def _check_whole(key: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key}: expected a whole number >= {least}, got {value!r}")
+
+
+def seeds(value: Any) -> list[int]:
+    """The seeds of a run or of several that share a process: `seed=0`, `seed=[0,1,2]`.
+
+    Raises:
+        ConfigError: not whole numbers from 0 to 2^32 - 1, or one twice.
+    """
+    listed = value if isinstance(value, list) else [value]
+    if not listed or len(set(map(str, listed))) < len(listed):
+        raise ConfigError(f"seed: expected one or more different seeds, got {value!r}")
+    for seed in listed:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}")
+    return listed
+
+
+def describe(plan: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The part of a config that a record keeps: what `records.identity` hashes, plus `eval_every`."""
+    config = {key: plan[key] for key in ("model", "data", "solver", "schedule", "iterations", "eval_every", "compress")}
+    config["iterations"] = plan["iterations"] // plan["compress"]
+    config["data"] = {key: value for key, value in plan["data"].items() if key not in records.WHEREABOUTS}
+    return {**config, "precision": PRECISIONS[plan["trainer"]["precision"]], "seed": seed}
+
+
+def learning_rates(plan: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """The LR at every iteration of the run and at its end: float64 [iterations + 1]."""
+    schedule = build(plan["schedule"])
+    if plan["compress"] > 1:
+        schedule = Compressed(schedule, plan["compress"])
+    return np.asarray(schedule(np.arange(plan["iterations"] // plan["compress"] + 1)))
+
+
+def build(node: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a node's `_target_`.
+
+    Raises:
+        ConfigError: it refuses its arguments.
+    """
+    try:
+        return instantiate(dict(node), *arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ConfigError(str(cause)) from error
+        raise
