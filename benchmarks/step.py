@@ -20,9 +20,10 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from cyclical_lr.records import build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress
-from cyclical_lr.training.config import build, compose_config, describe, learning_rates, plain
+from cyclical_lr.training.config import compose_config, describe, plain
 from cyclical_lr.training.engine import reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member
@@ -59,7 +60,8 @@ def main() -> None:
     iterations = CHUNK * CHUNKS
     overrides = ["+experiment=cifar10_tri2", f"iterations={iterations}", f"eval_every={iterations}", *sys.argv[1:]]
     plan = plain(compose_config(REPOSITORY / "conf", overrides))
-    config, lrs = describe(plan, seed=0), learning_rates(plan)
+    config = describe(plan, seed=0)
+    lrs = learning_rates(config)
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")

@@ -127,6 +127,14 @@ def test_the_label_names_another_schedule_as_a_call_and_a_value_put_back_to_its_
     assert records.label("card", with_value("data.shuffle", False), card) == "card[data.shuffle=False]"
 
 
+def test_the_label_names_another_set_by_its_name_and_a_compressed_schedule_by_its_factor():
+    other = with_value("data", {**CONFIG["data"], "name": "cifar10_sample", "train_sha256": "c", "test_sha256": "d"})
+    assert records.label("card", {**other, "compress": 10, "iterations": 10}, CONFIG) == (
+        "card[compress=10,data=cifar10_sample]"
+    )
+    assert records.label("card", with_value("data.train_sha256", "c"), CONFIG) == "card[data.train_sha256=c]"
+
+
 def test_runs_without_an_experiment_get_labels_that_differ_when_they_do():
     ours, other = records.label("custom", CONFIG, None), records.label("custom", with_value("iterations", 7), None)
     assert ours.startswith("custom[") and ours != other

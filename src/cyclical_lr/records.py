@@ -17,6 +17,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from cyclical_lr.schedules import Compressed
+
 HASHED = ("model", "data", "solver", "schedule", "iterations", "compress", "precision", "seed")
 """Keys of a run's config that its id is made of."""
 WHEREABOUTS = ("root", "source", "eval_batch_size")
@@ -69,8 +75,19 @@ def label(experiment: str, config: Mapping[str, Any], card: Mapping[str, Any] | 
     if card is None:
         return f"{experiment}[{run_id({**config, 'seed': 0})}]"
     ours, theirs = ({k: v for k, v in identity(c).items() if k != "seed"} for c in (config, card))
-    changes = ",".join(_differences("", ours, theirs, config))
-    return f"{experiment}[{changes}]" if changes else experiment
+    changes = list(_differences("", ours, theirs, config))
+    if ours["data"]["name"] != theirs["data"]["name"]:  # the rest of another set goes without saying
+        implied = (
+            "data.train_sha256=",
+            "data.test_sha256=",
+            "data.checksum=",
+            "data.num_classes=",
+            "model.num_classes=",
+        )
+        changes = [change.replace("data.name=", "data=") for change in changes if not change.startswith(implied)]
+    if ours["iterations"] * ours.get("compress", 1) == theirs["iterations"] * theirs.get("compress", 1):
+        changes = [change for change in changes if not change.startswith("iterations=")]
+    return f"{experiment}[{','.join(changes)}]" if changes else experiment
 
 
 def _differences(path: str, ours: Any, theirs: Any, full: Any) -> Iterator[str]:
@@ -124,6 +141,29 @@ def locate(target: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"_target_: nothing to import at {target!r} ({error}); give a dotted path") from error
+
+
+def build(node: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call a node's `_target_` with the node's values, after `arguments`.
+
+    Raises:
+        ConfigError: it refuses them.
+    """
+    try:
+        return instantiate(dict(node), *arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, TypeError)):
+            raise ConfigError(str(cause)) from error
+        raise
+
+
+def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """The LR at every iteration of a run and at its end: float64 [iterations + 1]."""
+    schedule = build(config["schedule"])
+    if config["compress"] > 1:
+        schedule = Compressed(schedule, config["compress"])
+    return np.asarray(schedule(np.arange(config["iterations"] + 1)))
 
 
 # Record ---------------------------------------------------------------------------------------------------------------

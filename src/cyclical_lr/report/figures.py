@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from cyclical_lr.records import CurveRow, Record
+from cyclical_lr.records import CurveRow, Record, learning_rates
 
 STYLE: Any = {
     "font.size": 8,
@@ -36,37 +36,36 @@ Runs = Iterable[tuple[Record, list[CurveRow]]]
 
 def accuracy_and_lr(runs: Runs, title: str) -> Figure:
     """Test accuracy (%) above, LR below, against the iteration: a line per label, the seeds' range as a band."""
-    by_label: dict[str, list[list[CurveRow]]] = defaultdict(list)
+    by_label: dict[str, list[tuple[Record, list[CurveRow]]]] = defaultdict(list)
     for record, curve in runs:
-        by_label[record.label].append(curve)
+        by_label[record.label].append((record, curve))
+    overridden = {label.partition("[")[2].rstrip("]") for label in by_label}
+    shared = overridden.pop() if len(overridden) == 1 else ""  # what all have in common is said once
     with plt.rc_context(STYLE):
         figure, (above, below) = plt.subplots(
-            2, 1, sharex=True, figsize=(COLUMN, 3.6), height_ratios=(2.2, 1), layout="constrained"
+            2, 1, sharex=True, figsize=(COLUMN, 3.8), height_ratios=(2.2, 1), layout="constrained"
         )
-        for number, (label, curves) in enumerate(sorted(by_label.items())):
+        for number, (label, cell) in enumerate(sorted(by_label.items())):
             colour = COLOURS[number % len(COLOURS)]
-            iterations = sorted(set.intersection(*({row.iteration for row in curve} for curve in curves)))
-            at = [{row.iteration: row for row in curve} for curve in curves]
-            accuracy = np.array([[rows[t].test_accuracy for t in iterations] for rows in at])
-            name = f"{_shortened(label)} (n = {len(curves)})"
+            at = [{row.iteration: row.test_accuracy for row in curve} for _, curve in cell]
+            iterations = sorted(set.intersection(*map(set, at)))
+            accuracy = np.array([[rows[t] for t in iterations] for rows in at])
+            name = f"{label.removesuffix(f'[{shared}]')} (n = {len(cell)})"
             above.plot(iterations, accuracy.mean(axis=0), color=colour, label=name)
-            if len(curves) > 1:
+            if len(cell) > 1:
                 above.fill_between(
                     iterations, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.2, lw=0
                 )
-            below.plot(iterations, [at[0][t].lr for t in iterations], color=colour)
+            below.plot(learning_rates(cell[0][0].config), color=colour, linewidth=0.9)
         above.set_ylabel("test accuracy (%)")
         below.set_ylabel("learning rate")
         below.set_xlabel("iteration")
         below.set_ylim(bottom=0)
         below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        above.legend(loc="lower right")
+        figure.align_ylabels()
+        figure.legend(loc="outside lower center", title=shared, title_fontsize="small")
         figure.suptitle(title, fontsize=8)
     return figure
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= 48 else label[:45] + "..."
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -6,17 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError
-from cyclical_lr.schedules import Compressed
 
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
 TOP_LEVEL = (
@@ -129,26 +125,3 @@ def describe(plan: Mapping[str, Any], seed: int) -> dict[str, Any]:
     config["iterations"] = plan["iterations"] // plan["compress"]
     config["data"] = {key: value for key, value in plan["data"].items() if key not in records.WHEREABOUTS}
     return {**config, "precision": PRECISIONS[plan["trainer"]["precision"]], "seed": seed}
-
-
-def learning_rates(plan: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """The LR at every iteration of the run and at its end: float64 [iterations + 1]."""
-    schedule = build(plan["schedule"])
-    if plan["compress"] > 1:
-        schedule = Compressed(schedule, plan["compress"])
-    return np.asarray(schedule(np.arange(plan["iterations"] // plan["compress"] + 1)))
-
-
-def build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    """Call a node's `_target_`.
-
-    Raises:
-        ConfigError: it refuses its arguments.
-    """
-    try:
-        return instantiate(dict(node), *arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, (ValueError, TypeError)):
-            raise ConfigError(str(cause)) from error
-        raise

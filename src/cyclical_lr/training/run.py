@@ -20,10 +20,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from cyclical_lr import records
-from cyclical_lr.records import ConfigError, Record
+from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import provenance
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
-from cyclical_lr.training.config import build, check, compose_config, describe, learning_rates, plain, seeds
+from cyclical_lr.training.config import check, compose_config, describe, plain, seeds
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.tracking import close_logger, open_logger
 
@@ -55,7 +55,7 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
     plan = plain(cfg)
     check(plan)
     configs = [describe(plan, seed) for seed in seeds(plan["seed"])]
-    lrs = learning_rates(plan)
+    lrs = records.learning_rates(configs[0])
     card = None
     if plan["experiment"]:
         card = describe(plain(compose_config(conf, [f"+experiment={plan['experiment']}"])), 0)
