@@ -226,6 +226,12 @@ def write_record(results_dir: Path, record: Record) -> Path:
     return path
 
 
+def is_over(results_dir: Path, run_id: str) -> bool:
+    """Whether the run has ended for good: done or diverged. A failed one is worth another try."""
+    path = record_path(results_dir, run_id)
+    return path.exists() and read_record(path).status != "failed"
+
+
 def read_record(path: Path) -> Record:
     """Read a record.
 

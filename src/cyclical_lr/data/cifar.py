@@ -2,7 +2,8 @@
 
 Source of the arithmetic and of the order: Caffe's `convert_cifar_data.cpp` and `cifar10_full_train_test.prototxt`: raw
 pixels 0..255 minus the mean image of the training set, no scale, no mirror, no crop; files read in their order, then
-from the start again, so that every epoch has the same batches. Mean, scale and order are parameters of `CifarData`.
+from the start again, so that every epoch has the same batches. Mean, scale and order are parameters of `CifarData`, as
+is what Table 4's recipes do instead: divide by a standard deviation, augment, hold images out.
 
 The sets are A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_url
 
+from cyclical_lr.data.augment import crop_flip
 from cyclical_lr.records import ConfigError
 
 log = logging.getLogger(__name__)
@@ -44,21 +46,37 @@ class ImageSet(torch.nn.Module):
     """A set that lives on one device; a batch is a gather.
 
     Buffers (not in the state dict): `pixels` uint8 [N, 32, 32, 3], stored channels last so that a batch has those
-    strides without a copy; `labels` int64 [N]; `mean` float32 [32, 32, 3].
+    strides without a copy; `labels` int64 [N]; `mean` float32 [32, 32, 3]; `std` likewise, or None.
     """
 
     pixels: Tensor
     labels: Tensor
     mean: Tensor
+    std: Tensor | None
 
-    def __init__(self, pixels: Tensor, labels: Tensor, mean: Tensor, scale: float = 1.0) -> None:
-        """`mean` is in 0..255, of any shape that broadcasts to [32, 32, 3]: per pixel, per channel or one number."""
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        scale: float = 1.0,
+        std: Tensor | None = None,
+        augment: str = "none",
+    ) -> None:
+        """`mean` and `std` are in 0..255, of any shape that broadcasts to [32, 32, 3], as one number or three do.
+
+        With `augment` "crop_flip" a batch is augmented while the module is in training mode.
+        """
         super().__init__()
         self.register_buffer("pixels", pixels, persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         # Subtracting a row of three numbers from every pixel is three times as slow as a whole image.
         self.register_buffer("mean", mean.float().expand(pixels.shape[1:]).contiguous(), persistent=False)
+        std = None if std is None else std.float().expand(pixels.shape[1:]).contiguous()
+        self.register_buffer("std", std, persistent=False)
         self.scale = float(scale)
+        self.augment = augment
+        self.stochastic = augment != "none"  # training then seeds torch's generators before each step
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,12 +85,17 @@ class ImageSet(torch.nn.Module):
         """The batch at `indices`, int64 [B], on the set's device.
 
         Returns:
-            images float32 [B, 3, 32, 32] with channels-last strides, (pixels - mean) * scale; labels int64 [B].
+            images float32 [B, 3, 32, 32] with channels-last strides, (pixels - mean) * scale / std; labels int64 [B].
         """
         x = self.pixels.index_select(0, indices).float().sub_(self.mean)
         if self.scale != 1.0:
             x.mul_(self.scale)
-        return x.permute(0, 3, 1, 2), self.labels.index_select(0, indices)
+        if self.std is not None:
+            x.div_(self.std)
+        x = x.permute(0, 3, 1, 2)
+        if self.training and self.augment == "crop_flip":
+            x = crop_flip(x)
+        return x, self.labels.index_select(0, indices)
 
 
 class CifarData(pl.LightningDataModule):
@@ -96,6 +119,9 @@ class CifarData(pl.LightningDataModule):
         shuffle: bool = False,
         mean: Literal["pixel", "channel", "none"] = "pixel",
         scale: float = 1.0,
+        std: Literal["none", "channel", "scalar"] = "none",
+        augment: Literal["none", "crop_flip"] = "none",
+        holdout: int = 0,
     ) -> None:
         """
         Args:
@@ -111,6 +137,12 @@ class CifarData(pl.LightningDataModule):
             shuffle: False for file order in every epoch (Caffe), True for another permutation each epoch.
             mean: what is subtracted, always of the training set: its mean image, its three channel means, or nothing.
             scale: factor after the subtraction.
+            std: what is divided by, always of the training set: nothing, the standard deviation of each channel, or one
+                of all pixels.
+            augment: crop_flip moves each training image by up to 4 pixels and mirrors it with probability one half.
+            holdout: training images that are left out, and of which mean and std know nothing. The training set is then
+                the first N - holdout images of a permutation that is the same for every seed (`_permutation` of seed 1,
+                epoch 0), in its order.
 
         Raises:
             ConfigError: a value is not one of these.
@@ -119,10 +151,14 @@ class CifarData(pl.LightningDataModule):
         _one_of("name", name, (*OFFICIAL, SAMPLE))
         _one_of("checksum", checksum, ("in_order", "as_set"))
         _one_of("mean", mean, ("pixel", "channel", "none"))
+        _one_of("std", std, ("none", "channel", "scalar"))
+        _one_of("augment", augment, ("none", "crop_flip"))
         sizes = {"num_classes": num_classes, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for key, value in sizes.items():
             if value < 1:
                 raise ConfigError(f"data.{key}={value!r}: expected an integer of at least 1")
+        if holdout < 0:
+            raise ConfigError(f"data.holdout={holdout!r}: expected a number of images, 0 to train on all")
         if name != SAMPLE and root is None:
             raise ConfigError("data.root=None: expected the folder that holds the data; set it or CYCLICAL_LR_DATA")
         self.name = name
@@ -136,6 +172,9 @@ class CifarData(pl.LightningDataModule):
         self.shuffle = shuffle
         self.mean = mean
         self.scale = scale
+        self.std = std
+        self.augment = augment
+        self.holdout = holdout
 
     # The order of samples --------------------------------------------------------------------------------------------
 
@@ -213,14 +252,21 @@ class CifarData(pl.LightningDataModule):
         if folder is None:
             raise ConfigError(f"data.root={self.root}: no {self.name} there. {self._how_to_get}")
         (train, train_labels), (test, test_labels) = (self._read(folder, split) for split in ("train", "test"))
+        if self.holdout >= len(train):
+            raise ConfigError(f"data.holdout={self.holdout}: expected fewer than the {len(train)} training images")
+        if self.holdout:
+            kept = _permutation(len(train), 1, 0)[: -self.holdout].numpy()
+            train, train_labels = train[kept], train_labels[kept]
         # Exact sums, as Caffe's own are: 50,000 x 255 fits into a float32.
         mean = torch.from_numpy(train.sum(0, dtype=np.int64).reshape(3, 32, 32).transpose(1, 2, 0) / len(train))
         if self.mean == "channel":
             mean = mean.mean((0, 1))
         elif self.mean == "none":
             mean = torch.zeros(())
-        self.train = ImageSet(_channels_last(train), torch.from_numpy(train_labels), mean, self.scale)
-        self.test = ImageSet(_channels_last(test), torch.from_numpy(test_labels), mean, self.scale)
+        std = None if self.std == "none" else _standard_deviation(train, self.std)
+        ours, theirs = torch.from_numpy(train_labels), torch.from_numpy(test_labels)
+        self.train = ImageSet(_channels_last(train), ours, mean, self.scale, std, self.augment)
+        self.test = ImageSet(_channels_last(test), theirs, mean, self.scale, std)
 
     @property
     def _official(self) -> type[CIFAR10]:
@@ -311,7 +357,7 @@ class CifarData(pl.LightningDataModule):
         return planes, labels
 
     def _read_files(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        official, folder = self._official, folder.resolve()
+        official = self._official
         here = type(official.__name__, (official,), {"base_folder": folder.name})  # torchvision fixes this name
         try:
             dataset = here(folder.parent, train=split == "train")
@@ -398,6 +444,18 @@ def _read_sheet(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _channels_last(planes: np.ndarray) -> Tensor:
     # Ten times as quick as a transposed copy.
     return torch.from_numpy(np.stack(np.split(planes, 3, axis=1), axis=-1).reshape(-1, 32, 32, 3))
+
+
+def _standard_deviation(planes: np.ndarray, of: str) -> Tensor:
+    """Of each channel ("channel", float64 [3]) or of all pixels ("scalar", [1]), in 0..255; planes are uint8 [N, 3072].
+
+    From integer sums, which are exact, and without a copy of the set in floating point.
+    """
+    sums = planes.sum(0, dtype=np.int64).reshape(3, 1024)
+    squares = np.square(planes, dtype=np.uint16).sum(0, dtype=np.int64).reshape(3, 1024)
+    axes = 1 if of == "channel" else None
+    mean, square = (total.mean(axes) / len(planes) for total in (sums, squares))
+    return torch.from_numpy(np.atleast_1d(np.sqrt(square - mean**2)))
 
 
 @lru_cache(maxsize=64)  # an epoch of as many seeds; 400 kB each

@@ -79,8 +79,9 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
                 log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
                 outcomes.append(Outcome(run_id, None, fresh=False))
                 continue
-            path = records.record_path(results, run_id)
-            if path.exists() and (record := records.read_record(path)).status != "failed":
+            if records.is_over(results, run_id):
+                path = records.record_path(results, run_id)
+                record = records.read_record(path)
                 log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, path)
                 outcomes.append(Outcome(run_id, record, fresh=False))
                 continue
