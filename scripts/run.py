@@ -9,11 +9,15 @@ Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged. A s
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from cyclical_lr.records import Record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -57,10 +61,30 @@ def main(cfg: DictConfig) -> None:
     for outcome in outcomes:
         if outcome.fresh and outcome.record is not None:
             print(summary(outcome.record, CONF, Path(cfg.results_dir)))
+    range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
+    if range_test:
+        print(bounds(cfg, [outcome.record for outcome in outcomes if outcome.record]))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
-    range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"  # there, divergence is an outcome
-    if alone and diverged and not range_test:
+    if alone and diverged and not range_test:  # in a range test, divergence is an outcome
         sys.exit(DIVERGED)
+
+
+def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
+    """What a range test says: bounds, overrides to paste, and where the figure is."""
+    from cyclical_lr import range_test, records
+    from cyclical_lr.report import figures
+
+    results = Path(cfg.results_dir)
+    usable = [record for record in finished if record.status != "failed"]
+    if not usable:
+        return "no curve to read bounds from"
+    curves = [
+        range_test.curve_of(record, records.read_curve(records.curve_path(results, record.run_id))) for record in usable
+    ]
+    figure = figures.range_test(curves, range_test.find_bounds(curves), usable[0].label)
+    written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
+    stepsize = cfg.schedule.stepsize // 2  # Figure 1 uses half of Figure 3's ramp: four epochs
+    return "\n".join([range_test.report(curves, stepsize=stepsize), *(f"  wrote  {path}" for path in written)])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Caffe's cifar10_full and its solver in plain NumPy (float64): the yardstick for the port.
 
-Written from the formulas of Caffe's layers (BVLC/caffe 9b89154: pooling_layer, lrn_layer, base_conv_layer,
-inner_product_layer, softmax_loss_layer, sgd_solver) and `examples/cifar10/cifar10_full_train_test.prototxt`, not from
-the torch code that it is compared with, and without torch. Clarity goes before speed: loops run over pixels of a window
-or over windows, and only batch, channels and images are vectorised.
+Written from the formulas of Caffe's layers (BVLC/caffe 9b89154: pooling_layer, lrn_layer, batch_norm_layer,
+base_conv_layer, inner_product_layer, softmax_loss_layer, the solvers) and cifar10_full's prototxt, not from the torch
+code that it is compared with, and without torch. Clarity goes before speed: pooling and norms loop over windows or over
+the pixels of a window.
 
 Arrays are NCHW. Each layer returns its output and a function from the gradient of the output to the gradients of the
 layer's inputs, in the order of the inputs.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import ceil
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 Array = np.ndarray
 Parameters = dict[str, Array]
@@ -37,27 +38,20 @@ MULTIPLIERS = {name: (lr_mult, decay_mult) for name, (_, _, lr_mult, decay_mult)
 
 def convolution(x: Array, weight: Array, bias: Array, pad: int) -> tuple[Array, Callable]:
     """Cross-correlation with zero padding and stride 1. x [n, c, h, w], weight [o, c, kh, kw], bias [o]."""
-    kernel_h, kernel_w = weight.shape[2:]
-    height, width = x.shape[2] + 2 * pad - kernel_h + 1, x.shape[3] + 2 * pad - kernel_w + 1
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    kernel = weight.shape[2:]
 
-    y = np.zeros((len(x), len(weight), height, width))
-    for i in range(kernel_h):
-        for j in range(kernel_w):
-            window = padded[:, :, i : i + height, j : j + width]
-            y += np.einsum("oc,nchw->nohw", weight[:, :, i, j], window, optimize=True)
-    y += bias[:, None, None]
+    def patches(image: Array, pad_h: int, pad_w: int) -> Array:
+        padded = np.pad(image, ((0, 0), (0, 0), (pad_h, pad_h), (pad_w, pad_w)))
+        return sliding_window_view(padded, kernel, axis=(2, 3))  # [n, c, h, w, kh, kw]
+
+    seen = patches(x, pad, pad)
+    y = np.einsum("nchwij,ocij->nohw", seen, weight, optimize=True) + bias[:, None, None]
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dpadded, dweight = np.zeros_like(padded), np.zeros_like(weight)
-        for i in range(kernel_h):
-            for j in range(kernel_w):
-                window = padded[:, :, i : i + height, j : j + width]
-                dweight[:, :, i, j] = np.einsum("nohw,nchw->oc", dy, window, optimize=True)
-                dpadded[:, :, i : i + height, j : j + width] += np.einsum(
-                    "oc,nohw->nchw", weight[:, :, i, j], dy, optimize=True
-                )
-        dx = dpadded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]]
+        # A pixel is met by each kernel element once, from the opposite side: the kernel turned by half a circle.
+        met = patches(dy, kernel[0] - 1 - pad, kernel[1] - 1 - pad)
+        dx = np.einsum("nohwij,ocij->nchw", met, weight[:, :, ::-1, ::-1], optimize=True)
+        dweight = np.einsum("nohw,nchwij->ocij", dy, seen, optimize=True)
         return dx, dweight, dy.sum(axis=(0, 2, 3))
 
     return y, backward
@@ -120,6 +114,42 @@ def relu(x: Array) -> tuple[Array, Callable]:
         return (np.where(x > 0, dy, 0.0),)
 
     return np.where(x > 0, x, 0.0), backward
+
+
+def sigmoid(x: Array) -> tuple[Array, Callable]:
+    y = 1 / (1 + np.exp(-x))
+    return y, lambda dy: (dy * y * (1 - y),)
+
+
+def batch_norm(x: Array, eps: float = 1e-5) -> tuple[Array, Callable]:
+    """BatchNorm in training: by each channel's mean and biased variance over the batch, no scale or shift."""
+    axes = (0, 2, 3)
+    root = np.sqrt(x.var(axis=axes, keepdims=True) + eps)
+    y = (x - x.mean(axis=axes, keepdims=True)) / root
+
+    def backward(dy: Array) -> tuple[Array]:
+        return ((dy - dy.mean(axis=axes, keepdims=True) - y * (dy * y).mean(axis=axes, keepdims=True)) / root,)
+
+    return y, backward
+
+
+class BatchNormStatistics:
+    """BatchNorm's three blobs: a sum of means, a sum of unbiased variances and the scale factor that divides both."""
+
+    def __init__(self, channels: int):
+        self.mean, self.variance, self.scale_factor = np.zeros(channels), np.zeros(channels), 0.0
+
+    def see(self, x: Array, fraction: float = 0.999) -> None:
+        """One training batch [n, c, h, w]."""
+        self.mean = fraction * self.mean + x.mean(axis=(0, 2, 3))
+        self.variance = fraction * self.variance + x.var(axis=(0, 2, 3), ddof=1)
+        self.scale_factor = fraction * self.scale_factor + 1
+
+    def normalise(self, x: Array, eps: float = 1e-5) -> Array:
+        """BatchNorm in the test phase."""
+        scale = 1 / self.scale_factor if self.scale_factor else 0.0
+        mean, variance = scale * self.mean, scale * self.variance
+        return (x - mean[:, None, None]) / np.sqrt(variance[:, None, None] + eps)
 
 
 def box_sum(x: Array, size: int) -> Array:
@@ -282,6 +312,51 @@ class TorchSGD(CaffeSGD):
             self.velocity[name] = self.momentum * self.velocity[name] + gradient
             update = gradient + self.momentum * self.velocity[name] if self.nesterov else self.velocity[name]
             self.parameters[name] = weights - lr * lr_mult * update
+
+
+class CaffeAdaptive:
+    """AdamSolver, RMSPropSolver, AdaGradSolver or AdaDeltaSolver, by its `type`; options have the prototxt's names."""
+
+    def __init__(
+        self,
+        type: str,
+        parameters: Parameters,
+        multipliers: dict[str, tuple[float, float]],
+        weight_decay: float,
+        **options: float,
+    ):
+        self.type, self.options = type, {"delta": 1e-8, "momentum2": 0.999, "rms_decay": 0.99, **options}
+        self.parameters = {name: value.copy() for name, value in parameters.items()}
+        self.history, self.history2 = (dict.fromkeys(parameters, 0.0) for _ in range(2))
+        self.multipliers, self.weight_decay = multipliers, weight_decay
+        self.iteration = 0
+
+    def step(self, gradients: Parameters, lr: float) -> None:
+        self.iteration += 1
+        for name, weights in self.parameters.items():
+            lr_mult, decay_mult = self.multipliers[name]
+            gradient = gradients[name] + self.weight_decay * decay_mult * weights
+            self.parameters[name] = weights - lr * lr_mult * self.update(name, gradient)
+
+    def update(self, name: str, gradient: Array) -> Array:
+        """What the learning rate is multiplied with."""
+        o, h, h2 = self.options, self.history, self.history2
+        if self.type == "AdaGrad":
+            h[name] = h[name] + gradient**2
+            return gradient / (np.sqrt(h[name]) + o["delta"])
+        if self.type == "RMSProp":
+            h[name] = o["rms_decay"] * h[name] + (1 - o["rms_decay"]) * gradient**2
+            return gradient / (np.sqrt(h[name]) + o["delta"])
+        if self.type == "AdaDelta":
+            h[name] = o["momentum"] * h[name] + (1 - o["momentum"]) * gradient**2
+            update = gradient * np.sqrt((h2[name] + o["delta"]) / (h[name] + o["delta"]))
+            h2[name] = o["momentum"] * h2[name] + (1 - o["momentum"]) * update**2
+            return update
+        assert self.type == "Adam"
+        h[name] = o["momentum"] * h[name] + (1 - o["momentum"]) * gradient
+        h2[name] = o["momentum2"] * h2[name] + (1 - o["momentum2"]) * gradient**2
+        correction = np.sqrt(1 - o["momentum2"] ** self.iteration) / (1 - o["momentum"] ** self.iteration)
+        return correction * h[name] / (np.sqrt(h2[name]) + o["delta"])
 
 
 # ---- inputs on which mistakes show -----------------------------------------------------------------------------------

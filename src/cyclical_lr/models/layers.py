@@ -1,4 +1,4 @@
-"""Caffe's layers where they differ from PyTorch's defaults (BVLC/caffe: filler.hpp, pooling_layer.cpp, lrn_layer.cpp).
+"""Caffe's layers where they differ from PyTorch's (BVLC/caffe: filler.hpp, lrn_layer.cpp, batch_norm_layer.cpp).
 
 A layer is an ordinary torch module. What Caffe's prototxt says beside it (filler, learning-rate multiplier, decay
 multiplier of each blob) is attached by `caffe_layer`, so that the network's file reads like the prototxt and the solver
@@ -79,11 +79,13 @@ def caffe_layer(layer: L, weight: Param, bias: Param | None = None, init: str = 
     Returns:
         the same layer, with `caffe_params: dict[str, Param]`, which `cyclical_lr.solvers.param_groups` reads.
     Raises:
-        ValueError: `init` is neither "caffe" nor "torch".
+        ValueError: `init` is neither "caffe" nor "torch"; a blob of the layer is not declared.
     """
     if init not in ("caffe", "torch"):
         raise ValueError(f"model.init: expected 'caffe' or 'torch', got {init!r}")
     params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    if params.keys() != dict(layer.named_parameters()).keys():
+        raise ValueError(f"expected a Param for each of {list(dict(layer.named_parameters()))}, got {list(params)}")
     if init == "caffe":
         with torch.no_grad():
             for name, param in params.items():
@@ -102,6 +104,8 @@ class WithinChannelLRN(nn.Module):
 
     def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
         super().__init__()
+        if size % 2 == 0:
+            raise ValueError(f"size: expected an odd number of pixels, got {size}; Caffe refuses even windows")
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,3 +132,44 @@ def lrn(kind: str, size: int, alpha: float, beta: float) -> nn.Module:
         case "none":
             return nn.Identity()
     raise ValueError(f"model.lrn: expected 'within_channel', 'across_channels' or 'none', got {kind!r}")
+
+
+class CaffeBatchNorm(nn.Module):
+    """Batch normalisation without scale and shift (batch_norm_layer.cpp). Input and output: [N, C, H, W], any float.
+
+    In training, by mean and (biased) variance of the batch. In evaluation, by an exponential average of the batches'
+    means and unbiased variances, divided by what the weights of that average add up to. PyTorch's BatchNorm2d leaves
+    that correction out and starts from a mean of 0 and a variance of 1: with Caffe's fraction a tenth of its variance
+    is still that 1 after 2,300 iterations, and evaluations before that measure it.
+
+    Before the first training batch Caffe takes both averages as 0, and so does this: the input is divided by sqrt(eps).
+
+    Args:
+        channels: C.
+        moving_average_fraction: what an average keeps of itself per batch.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    total: Tensor
+
+    def __init__(self, channels: int, moving_average_fraction: float = 0.999, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.moving_average_fraction, self.eps = moving_average_fraction, eps
+        # Caffe's sums, times 1 - fraction: in the state dict, hence in checkpoints.
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.zeros(channels))
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = 1 - self.moving_average_fraction
+        if self.training:
+            self.total.lerp_(torch.ones_like(self.total), new)
+            return F.batch_norm(x, self.mean, self.variance, training=True, momentum=new, eps=self.eps)
+        total = self.total.clamp(min=torch.finfo(self.total.dtype).tiny)  # 0 only where the averages are 0 too
+        return F.batch_norm(x, self.mean / total, self.variance / total, training=False, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        channels = len(self.mean)
+        return f"{channels}, moving_average_fraction={self.moving_average_fraction}, eps={self.eps}"

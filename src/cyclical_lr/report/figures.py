@@ -1,7 +1,7 @@
 """Figures from records and curves alone: neither data set nor GPU."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from cyclical_lr.range_test import Bounds, Curve
 from cyclical_lr.records import CurveRow, Record, learning_rates
 
 STYLE: Any = {
@@ -65,6 +66,26 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
         figure.align_ylabels()
         figure.legend(loc="outside lower center", title=shared, title_fontsize="small")
         figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def range_test(curves: Sequence[Curve], bounds: Bounds, title: str) -> Figure:
+    """Test accuracy (%) against the LR, as in Figure 3: a line per seed, both bounds marked where there are any."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+        for curve in curves:
+            axes.plot(
+                curve.lr, curve.accuracy, color=COLOURS[0], alpha=1 if len(curves) == 1 else 0.5, marker=".", ms=3
+            )
+        for name, value, colour in (("base_lr", bounds.base_lr, COLOURS[2]), ("max_lr", bounds.max_lr, COLOURS[1])):
+            if value is not None:
+                axes.axvline(value, color=colour, linestyle="--", linewidth=1, label=f"{name} = {value:.3g}")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_xlim(left=0)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right")
+        axes.set_title(f"{title} (n = {len(curves)})", fontsize=8)
     return figure
 
 

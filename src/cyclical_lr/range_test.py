@@ -1,0 +1,581 @@
+"""The LR range test (Section 3.3, Figure 3): from accuracies under a rising LR to (base_lr, max_lr).
+
+The paper reads base_lr off where the accuracy starts to rise, and max_lr off where it slows, turns ragged or falls.
+Each of these words is a rule here, with every threshold in `Thresholds`. Where a curve does not show what a rule looks
+for, the rule gives None and says why. `lr_range_test` measures such a curve for a model of your own in plain torch,
+`cyclical_lr.training.range_test.LRRangeTest` in Lightning:
+
+    curve = lr_range_test(
+        model, optimizer, F.cross_entropy, train_loader, lambda model: accuracy(model, test_loader),
+        min_lr=0.0, max_lr=0.02, iterations=4000, eval_every=200,
+    )
+    print(report([curve], stepsize=2000))
+
+Two cautions. LR and iterations rise together, so a longer test finds a lower base_lr: compare tests of one length. And
+every LR read off is one that was tried: the distance between two evaluations is an uncertainty of its own.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from cyclical_lr.records import CurveRow, Record
+from cyclical_lr.schedules import RangeTest
+from cyclical_lr.solvers import set_lr
+
+Array = np.ndarray[Any, Any]
+
+# Curves ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One range test: at each evaluation the LR reached and the accuracy in percent; NaN once training has diverged.
+
+    Raises:
+        ValueError: fewer than two points, LRs that do not rise, accuracies outside 0 to 100, NaN but at the end.
+    """
+
+    lr: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lr", tuple(float(value) for value in self.lr))
+        object.__setattr__(self, "accuracy", tuple(float(value) for value in self.accuracy))
+        if len(self.lr) != len(self.accuracy) or len(self.lr) < 2:
+            raise ValueError(
+                f"curve: expected an accuracy for each of two or more LRs, got {len(self.lr)} LRs and "
+                f"{len(self.accuracy)} accuracies; evaluate more often"
+            )
+        if not all(a < b for a, b in zip(self.lr, self.lr[1:], strict=False)):
+            raise ValueError(f"curve.lr: expected LRs that rise, got {self.lr}; give the ramp's half of a test only")
+        finite = [math.isfinite(value) for value in self.accuracy]
+        if sorted(finite, reverse=True) != finite:
+            raise ValueError(f"curve.accuracy: expected NaN at the end only, got {self.accuracy}; evaluate again")
+        if not all(0 <= value <= 100 for value in self.accuracy if math.isfinite(value)):
+            raise ValueError(f"curve.accuracy: expected percent, 0 to 100, got {self.accuracy}; convert first")
+
+
+def curve_of(record: Record, rows: Sequence[CurveRow]) -> Curve:
+    """The curve of a finished run of the study under `schedule=range_test`, with a NaN at the LR where it diverged."""
+    points = [(row.lr, row.test_accuracy) for row in rows]
+    if record.status == "diverged":
+        schedule = record.config["schedule"]
+        ramp = RangeTest(schedule["base_lr"], schedule["max_lr"], schedule["stepsize"])
+        points.append((ramp(record.iterations * record.config.get("compress", 1)), math.nan))
+    return Curve(tuple(lr for lr, _ in points), tuple(accuracy for _, accuracy in points), record.seed)
+
+
+# Rules ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What the rules call a rise, a slowdown, ragged and a fall. None was tuned to reproduce the paper's choice.
+
+    Args:
+        chance: accuracy in percent without learning; None takes the curve's first, measured before any update where
+            the test starts at iteration 0.
+        min_rise: points above chance that the best accuracy must have, or nothing was learnt. 5 is ten standard errors
+            of an accuracy over 10,000 test images.
+        margin: fraction of the rise (best minus chance) at which the accuracy has started to rise.
+        slowdown: slope after the knee over slope before it, below which the rise has slowed.
+        noise: standard error of one accuracy in points: 50 / sqrt(n) at 50 % over n test images, 0.5 for 10,000.
+        roughness: standard errors of a difference, sqrt(2) * noise, above which the noise does not explain it: a fall
+            and a rise after it, each above, make the curve ragged. 4 because a peak and a trough are extremes of some
+            twenty evaluations, which pure noise spreads by nearly 3 of them.
+        fall: fraction of the rise by which the accuracy must lie below the best so far to have fallen.
+        sustained: evaluations that make a trend: for an onset, for a fall, and on either side of a knee.
+
+    Raises:
+        ValueError: a threshold that no curve can meet, or that every curve meets.
+    """
+
+    chance: float | None = None
+    min_rise: float = 5.0
+    margin: float = 0.1
+    slowdown: float = 0.5
+    noise: float = 0.5
+    roughness: float = 4.0
+    fall: float = 0.1
+    sustained: int = 3
+
+    def __post_init__(self) -> None:
+        def check(key: str, fine: bool, expected: str) -> None:
+            if not fine:
+                raise ValueError(
+                    f"thresholds.{key}: expected {expected}, got {getattr(self, key)!r}; "
+                    f"the default is {type(self).__dataclass_fields__[key].default}"
+                )
+
+        check("chance", self.chance is None or 0 <= self.chance < 100, "percent, from 0 to below 100, or None")
+        for key in ("margin", "fall", "slowdown"):
+            check(key, 0 < getattr(self, key) < 1, "a fraction between 0 and 1, both excluded")
+        for key in ("min_rise", "noise", "roughness"):
+            check(key, getattr(self, key) > 0, "a number above 0")
+        check("sustained", self.sustained >= 2, "an integer of at least 2")
+
+    @property
+    def step(self) -> float:
+        """Points by which two accuracies must differ for the noise not to explain it."""
+        return self.roughness * math.sqrt(2) * self.noise
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One bound as one rule reads it off one seed's curve: lr is None where the curve does not show it."""
+
+    lr: float | None
+    reason: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class _Rise:
+    """The finite part of a curve from its onset on. `foot` is the index of the last evaluation before the onset."""
+
+    lr: Array
+    accuracy: Array
+    foot: int
+    height: float  # best minus chance, in points
+    diverged: str
+
+
+def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
+    """The rise, or why there is none."""
+    finite = np.isfinite(curve.accuracy)
+    lr, accuracy = np.asarray(curve.lr)[finite], np.asarray(curve.accuracy)[finite]
+    diverged = "" if finite.all() else f"training diverged by LR {_short(curve.lr[len(lr)])}"
+    if not len(lr):
+        return "no onset: the accuracy is NaN from the first LR on; start at a lower one"
+    chance = accuracy[0] if thresholds.chance is None else thresholds.chance
+    height = float(accuracy.max() - chance)
+    if height < thresholds.min_rise:
+        after = f", and {diverged}" if diverged else ""
+        return (
+            f"no onset: the accuracy stays below {chance + thresholds.min_rise:.1f} %, {thresholds.min_rise:g} points "
+            f"above {chance:.1f} %{after}; test a wider range of LRs, or longer"
+        )
+    above = accuracy >= chance + thresholds.margin * height
+    onset = next((i for i in range(len(lr)) if above[i : i + thresholds.sustained].all()), None)
+    if onset is None:
+        return f"no onset: the accuracy rises to {accuracy.max():.1f} %, but not for {thresholds.sustained} evaluations"
+    if onset == 0:
+        return f"no onset: the accuracy is {accuracy[0]:.1f} % at the first LR, {_short(lr[0])}; start at a lower one"
+    return _Rise(lr, accuracy, onset - 1, height, diverged)
+
+
+def _onset(curve: Curve, thresholds: Thresholds) -> Reading:
+    """Where the accuracy has started to rise: above chance by `margin` of the rise, and it stays there."""
+    rise = _rise(curve, thresholds)
+    if isinstance(rise, str):
+        return Reading(None, rise, curve.seed)
+    lr, accuracy = rise.lr[rise.foot : rise.foot + 2], rise.accuracy[rise.foot : rise.foot + 2]
+    reason = (
+        f"the accuracy passes {thresholds.margin:.0%} of its rise of {rise.height:.1f} points between "
+        f"{_short(lr[0])} ({accuracy[0]:.1f} %) and {_short(lr[1])} ({accuracy[1]:.1f} %)"
+    )
+    return Reading(float(lr[1]), reason, curve.seed)
+
+
+def _plateau(curve: Curve, thresholds: Thresholds) -> Reading:
+    """Where the rise slows: the knee of two straight lines, if they fit better than one (by BIC).
+
+    They are fitted from the last evaluation before the onset to the last that the noise does not tell from the best, up
+    to a sustained fall.
+    """
+    rise = _rise(curve, thresholds)
+    if isinstance(rise, str):
+        return Reading(None, rise, curve.seed)
+    risen = rise.accuracy[: _fall(rise, thresholds)]
+    end = int(np.flatnonzero(risen >= risen.max() - thresholds.step)[-1]) + 1
+    x, y = rise.lr[rise.foot : end], rise.accuracy[rise.foot : end]
+    n, side = len(x), thresholds.sustained
+    if n < 2 * side - 1:
+        why = f"no knee to look for: {n} evaluations in the rise, {2 * side - 1} needed; evaluate more often"
+        return Reading(None, why, curve.seed)
+
+    def fit(*columns: Array) -> tuple[Array, float]:
+        design = np.stack([np.ones(n), *columns], axis=1)
+        coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
+        return coefficients, float(np.square(y - design @ coefficients).sum())
+
+    x = (x - x[0]) / (x[-1] - x[0])  # LRs of 1e-4 would leave the fit badly conditioned
+    knees = []
+    for k in range(side - 1, n - side + 1):
+        (_, before, bend), error = fit(x, np.maximum(0, x - x[k]))
+        if before > 0 and bend < 0:
+            knees.append((error, k, 1 + bend / before))
+    error, knee, ratio = min(knees, default=(0.0, 0, 1.0))
+    if ratio >= thresholds.slowdown:
+        why = f"no plateau: nowhere does the slope drop below {thresholds.slowdown:g} of what it was"
+        return Reading(None, why, curve.seed)
+    line = fit(x)[1]
+    # Rounding is all that is left of a perfectly straight rise: it must not count as a knee.
+    exact = 1e-12 * float(np.square(y - y.mean()).sum())
+    if line <= exact or n * math.log(max(error, exact) / line) + 2 * math.log(n) >= 0:
+        return Reading(None, "no plateau: one straight line fits the rise as well as two", curve.seed)
+    return Reading(float(rise.lr[rise.foot + knee]), f"the slope drops to {ratio:.2f} of what it was", curve.seed)
+
+
+def _raggedness(curve: Curve, thresholds: Thresholds) -> Reading:
+    """The peak before the first fall and recovery that both exceed the noise."""
+    rise = _rise(curve, thresholds)
+    if isinstance(rise, str):
+        return Reading(None, rise, curve.seed)
+    size = thresholds.step
+    peak = rise.foot
+    trough: int | None = None
+    for i in range(rise.foot + 1, len(rise.lr)):
+        if trough is None:
+            if rise.accuracy[i] > rise.accuracy[peak]:
+                peak = i
+            elif rise.accuracy[i] < rise.accuracy[peak] - size:
+                trough = i
+        elif rise.accuracy[i] < rise.accuracy[trough]:
+            trough = i
+        elif rise.accuracy[i] > rise.accuracy[trough] + size:
+            a, b, c = rise.accuracy[[peak, trough, i]]
+            reason = f"the accuracy goes from {a:.1f} to {b:.1f} to {c:.1f} %, each way by more than {size:.1f} points"
+            return Reading(float(rise.lr[peak]), reason, curve.seed)
+    return Reading(None, f"not ragged: no fall and recovery of more than {size:.1f} points each", curve.seed)
+
+
+def _drop(curve: Curve, thresholds: Thresholds) -> Reading:
+    """The best accuracy before the first sustained fall, or before training diverged."""
+    rise = _rise(curve, thresholds)
+    if isinstance(rise, str):
+        return Reading(None, rise, curve.seed)
+    start = _fall(rise, thresholds)
+    if start is None:
+        best = rise.lr[int(rise.accuracy.argmax())]
+        why = f"no fall up to LR {_short(rise.lr[-1])} (best at {_short(best)}); test up to a higher LR"
+        return Reading(None, why, curve.seed)
+    best = int(rise.accuracy[:start].argmax())
+    if start < len(rise.lr):
+        how = f"falls by {thresholds.fall:.0%} of its rise from LR {_short(rise.lr[start])} on"
+    else:
+        how = f"is the best before {rise.diverged}"
+    return Reading(float(rise.lr[best]), f"the accuracy, {rise.accuracy[best]:.1f} %, {how}", curve.seed)
+
+
+def _fall(rise: _Rise, thresholds: Thresholds) -> int | None:
+    """Index at which the first sustained fall from the running best starts; divergence is one."""
+    low = rise.accuracy < np.maximum.accumulate(rise.accuracy) - thresholds.fall * rise.height
+    for i in range(rise.foot + 1, len(low) + bool(rise.diverged)):
+        window = low[i : i + thresholds.sustained]
+        if window.all() and (len(window) == thresholds.sustained or rise.diverged):
+            return i
+    return None
+
+
+def _earliest(curve: Curve, thresholds: Thresholds) -> Reading:
+    """The lowest LR at which the rise slows, turns ragged or falls: the paper's sentence."""
+    readings = {name: rule(curve, thresholds) for name, rule in CEILINGS.items()}
+    found = {name: reading for name, reading in readings.items() if reading.lr is not None}
+    if not found:
+        reasons = dict.fromkeys(reading.reason for reading in readings.values())
+        return Reading(None, "; ".join(reasons), curve.seed)
+    name = min(found, key=lambda name: found[name].lr or 0.0)
+    return Reading(found[name].lr, f"{name}: {found[name].reason}", curve.seed)
+
+
+CEILINGS = {"plateau": _plateau, "raggedness": _raggedness, "drop": _drop}
+MAX_RULES: Mapping[str, Callable[[Curve, Thresholds], Reading]] = {"earliest": _earliest, **CEILINGS}
+"""How max_lr is read off a curve: what the paper names, and the first of them."""
+DIVISORS = {"third": 3, "quarter": 4}
+BASE_RULES = ("onset", *DIVISORS)
+"""How base_lr is found: where the accuracy starts to rise, or the paper's rule of thumb, max_lr / 3 or / 4."""
+
+
+# Bounds over seeds ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound over the seeds: `lr` is the median of those that show it, None unless more than half do.
+
+    `spread` is the lowest and highest LR over the seeds, None where fewer than two show it.
+    """
+
+    rule: str
+    lr: float | None
+    spread: tuple[float, float] | None
+    readings: tuple[Reading, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a range test suggests, with where each bound comes from."""
+
+    base: Bound
+    max: Bound
+
+    @property
+    def base_lr(self) -> float | None:
+        return self.base.lr
+
+    @property
+    def max_lr(self) -> float | None:
+        return self.max.lr
+
+    @property
+    def usable(self) -> bool:
+        """Whether both were found, and in order."""
+        return self.base.lr is not None and self.max.lr is not None and self.base.lr < self.max.lr
+
+    @property
+    def rule(self) -> str:
+        return f"{self.base.rule}, {self.max.rule}"
+
+    @property
+    def reason(self) -> str:
+        return f"base_lr: {self.base.reason}. max_lr: {self.max.reason}"
+
+
+def find_bounds(
+    curves: Sequence[Curve],
+    base_rule: str = "onset",
+    max_rule: str = "earliest",
+    thresholds: Thresholds | None = None,
+) -> Bounds:
+    """(base_lr, max_lr) from one curve per seed, each read on its own.
+
+    Args:
+        curves: of the same test.
+        base_rule: one of BASE_RULES; `third` and `quarter` divide each seed's max_lr.
+        max_rule: one of MAX_RULES.
+        thresholds: None stands for `Thresholds()`.
+    Raises:
+        ValueError: no curve, or an unknown rule.
+    """
+    thresholds = thresholds or Thresholds()
+    if not curves:
+        raise ValueError("curves: expected one or more, got none; run the range test first")
+    for key, rule, rules in (("base_rule", base_rule, BASE_RULES), ("max_rule", max_rule, tuple(MAX_RULES))):
+        if rule not in rules:
+            raise ValueError(f"{key}: expected one of {', '.join(rules)}, got {rule!r}")
+    ceilings = [MAX_RULES[max_rule](curve, thresholds) for curve in curves]
+    if base_rule == "onset":
+        floors = [_onset(curve, thresholds) for curve in curves]
+    else:
+        floors = [_fraction(ceiling, DIVISORS[base_rule]) for ceiling in ceilings]
+    return Bounds(_over_seeds(base_rule, floors), _over_seeds(max_rule, ceilings))
+
+
+def _fraction(ceiling: Reading, divisor: int) -> Reading:
+    if ceiling.lr is None:
+        return Reading(None, "no max_lr to divide", ceiling.seed)
+    return Reading(ceiling.lr / divisor, f"max_lr / {divisor}", ceiling.seed)
+
+
+def _over_seeds(rule: str, readings: Sequence[Reading]) -> Bound:
+    found = sorted(reading.lr for reading in readings if reading.lr is not None)
+    enough = 2 * len(found) > len(readings)
+    if len(readings) == 1:
+        reason = readings[0].reason
+    else:
+        other = [reading for reading in readings if (reading.lr is None) == enough]
+        reason = f"{len(found)} of {len(readings)} seeds show it"
+        if other:
+            reason += f"; {'not' if enough else 'only'} seed " + ", ".join(f"{o.seed} ({o.reason})" for o in other)
+    spread = (found[0], found[-1]) if len(found) > 1 else None
+    return Bound(rule, float(np.median(found)) if enough else None, spread, tuple(readings), reason)
+
+
+def overrides(bounds: Bounds, stepsize: int) -> str:
+    """Hydra overrides for a triangular schedule between the bounds, ready to paste.
+
+    Args:
+        bounds: with both bounds.
+        stepsize: half a cycle, in iterations; the paper advises 2 to 10 times the iterations of an epoch.
+    Raises:
+        ValueError: a bound is missing, or they are not in order.
+    """
+    base_lr, max_lr = _short(bounds.base_lr), _short(bounds.max_lr)
+    if not bounds.usable:
+        raise ValueError(
+            f"bounds: expected base_lr < max_lr, got {base_lr} and {max_lr} ({bounds.reason}); choose another rule or "
+            "read the curve yourself"
+        )
+    return f"schedule=triangular schedule.base_lr={base_lr} schedule.max_lr={max_lr} schedule.stepsize={stepsize}"
+
+
+def report(
+    curves: Sequence[Curve],
+    stepsize: int,
+    base_rule: str = "onset",
+    max_rule: str = "earliest",
+    thresholds: Thresholds | None = None,
+) -> str:
+    """What every rule says, the bounds of the chosen two, and the overrides or why there are none; for people to read.
+
+    Raises:
+        ValueError: as `find_bounds`.
+    """
+    chosen = find_bounds(curves, base_rule, max_rule, thresholds)
+    seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
+    lines = [f"LR range test, {seeds}, LR {_short(curves[0].lr[0])} to {_short(curves[0].lr[-1])}"]
+    lines += [_line("base_lr", find_bounds(curves, rule, max_rule, thresholds).base) for rule in BASE_RULES]
+    lines += [_line("max_lr", find_bounds(curves, base_rule, rule, thresholds).max) for rule in MAX_RULES]
+    suggestion = overrides(chosen, stepsize) if chosen.usable else "no suggestion, read the curve yourself"
+    return "\n".join([*lines, f"  by {chosen.rule}: {suggestion}"])
+
+
+def _line(name: str, bound: Bound) -> str:
+    spread = f" [{_short(bound.spread[0])}, {_short(bound.spread[1])}]" if bound.spread else ""
+    return f"  {name:<8} {bound.rule:<11} {_short(bound.lr) + spread:<18} {bound.reason}"
+
+
+def _short(lr: float | None) -> str:
+    return "none" if lr is None else f"{lr:.6g}"
+
+
+# The test in plain torch ----------------------------------------------------------------------------------------------
+
+
+def lr_range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    evaluate: Callable[[nn.Module], float],
+    *,
+    min_lr: float,
+    max_lr: float,
+    iterations: int,
+    eval_every: int,
+    seed: int | None = None,
+) -> Curve:
+    """Train under an LR that rises from `min_lr` to `max_lr`, and measure the accuracy on the way.
+
+    It works on deep copies of model and optimizer, which go when it returns or raises: yours, their state, gradients,
+    modes and LRs, and any scheduler on them, stay as they are, as do the global random states (torch on CPU and CUDA,
+    NumPy, Python) and those of a DataLoader's own generators. So the order of the samples drawn afterwards is what it
+    would have been. Memory for the second copy is needed.
+
+    Args:
+        model: trained in training mode, from its present weights.
+        optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied. Every
+            group gets the ramp's LR times its `lr_mult` (1 where there is none).
+        loss_fn: loss_fn(model(x), y), a scalar.
+        batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
+            used up and has to yield enough.
+        evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
+            gradients. One that looks at a model of its own sees nothing change.
+        min_lr, max_lr: of the ramp (`RangeTest`), linear as the paper's.
+        iterations: of the ramp; the paper takes several epochs.
+        eval_every: iterations between evaluations; the first is before any update, the last at `max_lr`.
+        seed: names the curve.
+    Returns:
+        the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
+    Raises:
+        ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
+    """
+    ramp = RangeTest(min_lr, max_lr, iterations)
+    points = evaluation_points(iterations, eval_every)
+    accuracies: dict[int, float] = {}
+    with preserved_rng(batches):
+        model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
+        stream = _repeated(batches, iterations)
+        for t in range(iterations + 1):
+            if t in points:
+                model.eval()
+                with torch.no_grad():
+                    accuracies[t] = percent(float(evaluate(model)), "evaluate")
+            if t == iterations:
+                break
+            model.train()
+            x, y = next(stream)
+            set_lr(optimizer, ramp(t))
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            if not torch.isfinite(loss):
+                break
+            loss.backward()
+            optimizer.step()
+    return measured_curve(ramp, points, accuracies, seed)
+
+
+def evaluation_points(iterations: int, eval_every: int) -> tuple[int, ...]:
+    """Iterations at which a test evaluates: 0, every `eval_every`, and the last."""
+    if eval_every < 1:
+        raise ValueError(f"eval_every: expected a positive number of iterations, got {eval_every}; the paper's is 200")
+    return (*range(0, iterations, eval_every), iterations)
+
+
+def measured_curve(
+    ramp: RangeTest, points: Sequence[int], accuracies: Mapping[int, float], seed: int | None = None
+) -> Curve:
+    """The curve from accuracies by iteration; points after the last of them are NaN."""
+    last = max(accuracies)
+    iterations = (*sorted(accuracies), *(point for point in points if point > last))
+    return Curve(tuple(ramp(t) for t in iterations), tuple(accuracies.get(t, math.nan) for t in iterations), seed)
+
+
+def percent(accuracy: float, source: str) -> float:
+    """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
+    if not 0 <= accuracy <= 100:
+        raise ValueError(f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it")
+    return accuracy
+
+
+@contextmanager
+def preserved_rng(loader: object = None) -> Iterator[None]:
+    """Put the global random states, and those of the loader's own generators, back to what they were.
+
+    Covers torch on CPU and CUDA, NumPy's legacy state and Python's. CUDA's are left alone where nothing has used CUDA
+    in this process yet.
+    """
+    generators = _generators(loader)
+    own = [generator.get_state() for generator in generators]
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for generator, state in zip(generators, own, strict=True):
+            generator.set_state(state)
+
+
+def _generators(loader: object) -> list[torch.Generator]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
+    return list(found.values())
+
+
+def _repeated(batches: Iterable[Any], iterations: int) -> Iterator[Any]:
+    """The batches, again and again; a ValueError when there are none left to give."""
+    if isinstance(batches, DataLoader):
+        # Persistent workers live in the loader's iterator and keep their random state: ours must not be found there.
+        batches = loader = copy.copy(batches)
+        loader._iterator = None
+    given = 0
+    while True:
+        before = given
+        for batch in batches:
+            given += 1
+            yield batch
+        if given == before:
+            raise ValueError(
+                f"batches: expected {iterations} batches, got {given}; give a DataLoader or a list, which can be gone "
+                "through again, or a longer generator"
+            )
