@@ -275,7 +275,7 @@ def read_curve(path: Path) -> list[CurveRow]:
         if header != [field.name for field in fields(CurveRow)]:
             raise ValueError(f"its first line is {','.join(header)}")
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
 
 

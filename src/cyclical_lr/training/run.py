@@ -196,7 +196,14 @@ def _train_together(
     device = provenance.device_name(trainer.strategy.root_device)
     for member, config in zip(members, configs, strict=True):
         member.segments.append(
-            {"iteration": first, "commit": commit, "dirty": dirty, "device": device, "started": _now()}
+            {
+                "iteration": first,
+                "commit": commit,
+                "dirty": dirty,
+                "device": device,
+                "together": len(members),  # runs that share the process, hence the training seconds
+                "started": _now(),
+            }
         )
         title_of_one = f"{member.label} seed {member.seed}"
         logger = open_logger(folders[member.run_id], member.run_id, title_of_one, config, **plan["logger"])

@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""What the report costs: 1,000 synthetic records of 70 evaluations each, from files to tables and verdicts.
+
+    python benchmarks/report.py
+    python benchmarks/report.py 5000
+
+The runs are spread over every experiment that the claims name, so that every claim is decided and every table is full.
+Nothing is trained: accuracies rise along a curve with noise. The report is one thread, so its CPU seconds are what the
+clock of an idle machine would show: they are held against the limits, with an exit status of 1 for a miss.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclical_lr import records
+from cyclical_lr.records import CurveRow, Record
+from cyclical_lr.report import collect, markup, tables, verdicts
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EVALUATIONS, EVERY = 70, 1000
+LIMITS = {"collect and runs.csv": 3.0, "tables and verdicts": 17.0}
+"""Seconds that each part may take."""
+
+
+def write_runs(folder: Path, experiments: list[str], count: int) -> None:
+    rng = np.random.default_rng(0)
+    iterations = np.arange(0, EVALUATIONS * EVERY + 1, EVERY)
+    for number in range(count):
+        experiment, seed = experiments[number % len(experiments)], number // len(experiments)
+        rise = 82 - 72 * np.exp(-iterations / 6000) + rng.normal(0, 0.3, len(iterations))
+        accuracies = np.clip(rise, 0, 100).round(2).tolist()
+        curve = [
+            CurveRow(int(t), 0.001, 1.0, 1.0, accuracy, 0.05 * int(t))
+            for t, accuracy in zip(iterations, accuracies, strict=True)
+        ]
+        sha256 = hashlib.sha256(f"{experiment} {seed}".encode()).hexdigest()
+        record = Record(
+            run_id=sha256[:12],
+            experiment=experiment,
+            label=experiment,
+            seed=seed,
+            status="done",
+            iterations=int(iterations[-1]),
+            test_accuracy=accuracies[-1],
+            best_test_accuracy=max(accuracies),
+            train_seconds=3500.0,
+            eval_seconds=70.0,
+            engine="reference",
+            precision="float32",
+            device="none",
+            threads=2,
+            data_sha256="0" * 64,
+            config_sha256=sha256,
+            commit="0" * 40,
+            dirty=False,
+            started="2026-01-01T00:00:00+00:00",
+            ended="2026-01-01T01:00:00+00:00",
+            message="",
+            versions={"torch": "2.11.0", "numpy": "2.4.0"},
+            segments=[],
+            config=config(experiment, seed),
+        )
+        records.write_curve(records.curve_path(folder, record.run_id), curve)
+        records.write_record(folder, record)
+
+
+def config(experiment: str, seed: int) -> dict[str, Any]:
+    return {
+        "model": {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full", "num_classes": 10},
+        "data": {"_target_": "cyclical_lr.data.cifar.CifarData", "name": "cifar10", "batch_size": 100},
+        "solver": {"_target_": "cyclical_lr.solvers.caffe_sgd", "momentum": 0.9, "weight_decay": 0.004},
+        "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.001},
+        "iterations": EVALUATIONS * EVERY,
+        "eval_every": EVERY,
+        "compress": 1,
+        "precision": "float32",
+        "seed": seed,
+    }
+
+
+def timed(what: str, part: Callable[[], Any]) -> tuple[Any, bool]:
+    start, cpu = time.perf_counter(), time.process_time()
+    out = part()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(f"{what:22}{cpu:7.2f} s of CPU (limit {LIMITS[what]:g}), {seconds:.2f} s by the clock")
+    return out, cpu <= LIMITS[what]
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    paper = verdicts.read_paper(REPOSITORY / "conf" / "paper")
+    named = {operand["experiment"] for claim in paper.claims for operand in claim["operands"]}
+    with tempfile.TemporaryDirectory() as folder:
+        results_dir = Path(folder)
+        write_runs(results_dir, sorted(named), count)
+        print(f"{count} runs of {EVALUATIONS} evaluations, {len(named)} experiments, {os.cpu_count()} cores")
+
+        def read() -> collect.Results:
+            results = collect.collect(results_dir)
+            collect.write_runs(results_dir, results)
+            return results
+
+        def decide() -> int:
+            decided = verdicts.decide(paper, results)
+            written = markup.write_tables(results_dir, paper, tables.make_tables(paper, results, decided))
+            return len([*written, markup.write_claims(results_dir, paper, decided)])
+
+        results, quick = timed("collect and runs.csv", read)
+        assert len(results.records) == count and not results.problems, results.problems
+        files, quick_too = timed("tables and verdicts", decide)
+        print(f"{files} files written; limits {'kept' if quick and quick_too else 'MISSED'}")
+    return 0 if quick and quick_too else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""From the files in results/ to runs, curves and cells: the only place where the report reads evidence.
+
+A file that cannot be used is named with its reason and left out, never silently: half-written ones, foreign ones,
+records without a curve or at odds with it, and runs that carry the label of a cell but compute something else.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+import pandas as pd
+
+from cyclical_lr import records
+from cyclical_lr.records import ConfigError, CurveRow, Record
+
+COLUMNS = (
+    *("run_id", "experiment", "label", "seed", "status", "iterations", "test_accuracy", "best_test_accuracy"),
+    *("train_seconds", "eval_seconds", "engine", "precision", "device", "threads", "data_sha256", "config_sha256"),
+    *("commit", "dirty", "started", "ended", "message", "segments"),
+)
+"""Columns of runs.csv; a column version.<package> per package follows. `segments` is their number."""
+TYPES: dict[str, tuple[type, ...]] = {
+    name: get_args(hint) if get_origin(hint) is UnionType else (get_origin(hint) or hint,)
+    for name, hint in get_type_hints(Record).items()
+}
+"""What each field of a record is made of."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds.
+
+    Attributes:
+        records: by run id, in the order of `runs`.
+        curves: by run id, a row per evaluation.
+        problems: a sentence for every file that was left out; empty where all is well.
+    """
+
+    records: Mapping[str, Record]
+    curves: Mapping[str, list[CurveRow]]
+    problems: tuple[str, ...]
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run, by experiment, label and seed; columns as `COLUMNS`, then versions."""
+        versions = sorted({package for record in self.records.values() for package in record.versions})
+        rows = [
+            {**{name: getattr(record, name) for name in COLUMNS[:-1]}, "segments": len(record.segments)}
+            | {f"version.{package}": record.versions.get(package) for package in versions}
+            for record in self.records.values()
+        ]
+        return pd.DataFrame(rows, columns=[*COLUMNS, *(f"version.{package}" for package in versions)])
+
+    @cached_property
+    def by_label(self) -> dict[str, list[Record]]:
+        """The records of each label, by seed."""
+        out: dict[str, list[Record]] = defaultdict(list)
+        for record in self.records.values():
+            out[record.label].append(record)
+        return dict(out)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The seeds of one label, read at one iteration: test accuracies in percent, one per finished run that has one.
+
+    A diverged or failed run gives no value, whatever its curve had before; it is counted.
+    """
+
+    label: str
+    iteration: int
+    seeds: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+    best: tuple[float, ...] = field(default=(), repr=False)  # the best evaluation of each seed up to the iteration
+    diverged: int = 0
+    failed: int = 0
+    unmeasured: tuple[int, ...] = ()  # seeds of finished runs without an evaluation at exactly this iteration
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def runs(self) -> int:
+        """All runs, with those that give no value."""
+        return self.n + self.diverged + self.failed + len(self.unmeasured)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know beside the numbers; empty where there is nothing."""
+        out = [f"{count} {status}" for count, status in ((self.diverged, "diverged"), (self.failed, "failed")) if count]
+        if self.unmeasured:
+            seeds = ", ".join(map(str, self.unmeasured))
+            out.append(f"not evaluated at {self.iteration:,}: seed{'s' * (len(self.unmeasured) > 1)} {seeds}")
+        return tuple(out)
+
+
+def read_cell(results: Results, label: str, iteration: int) -> Cell:
+    """The cell of a label at an iteration; empty where the label has no run."""
+    runs = results.by_label.get(label, [])
+    seeds, values, best, unmeasured = [], [], [], []
+    for record in runs:
+        if record.status != "done":
+            continue
+        until = [row for row in results.curves[record.run_id] if row.iteration <= iteration]
+        if until and until[-1].iteration == iteration:
+            seeds.append(record.seed)
+            values.append(until[-1].test_accuracy)
+            best.append(max(row.test_accuracy for row in until))
+        else:
+            unmeasured.append(record.seed)
+    return Cell(
+        label=label,
+        iteration=iteration,
+        seeds=tuple(seeds),
+        values=tuple(values),
+        best=tuple(best),
+        diverged=sum(record.status == "diverged" for record in runs),
+        failed=sum(record.status == "failed" for record in runs),
+        unmeasured=tuple(unmeasured),
+    )
+
+
+def last_iteration(results: Results, label: str) -> int | None:
+    """The iteration at which a label's finished runs end; None without one."""
+    ends = [record.iterations for record in results.by_label.get(label, []) if record.status == "done"]
+    return max(ends, default=None)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def collect(results_dir: Path) -> Results:
+    """Read every record and curve of a results folder. A folder that is not there holds nothing."""
+    found: dict[str, Record] = {}
+    curves: dict[str, list[CurveRow]] = {}
+    problems = []
+    for path in _files(results_dir / "runs"):
+        try:
+            if path.suffix != ".json":
+                raise ValueError(f"{path} is not a run's record: records are named <run_id>.json")
+            record = _checked_record(path)
+            curves[record.run_id] = _checked_curve(records.curve_path(results_dir, record.run_id), record)
+            found[record.run_id] = record
+        except FileNotFoundError as error:
+            problems.append(f"{path} has no curve: {error.filename} is missing")
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    named = {path.stem for path in _files(results_dir / "runs")}
+    for path in _files(results_dir / "curves"):
+        if path.suffix != ".csv":
+            problems.append(f"{path} is not a run's curve: curves are named <run_id>.csv")
+        elif path.stem not in named:
+            problems.append(f"{path} belongs to no record: {records.record_path(results_dir, path.stem)} is missing")
+    for record, reason in list(_strangers(found)):
+        problems.append(f"{records.record_path(results_dir, record.run_id)} is left out: {reason}")
+        del found[record.run_id], curves[record.run_id]
+    ordered = sorted(found.values(), key=lambda record: (record.experiment, record.label, record.seed, record.run_id))
+    return Results({record.run_id: record for record in ordered}, curves, tuple(problems))
+
+
+def write_runs(results_dir: Path, results: Results) -> Path:
+    """Write runs.csv: the same bytes for the same records, floats with all their digits."""
+    path = results_dir / "runs.csv"
+    records.write_atomic(path, results.runs.to_csv(index=False, lineterminator="\n").encode())
+    return path
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _checked_record(path: Path) -> Record:
+    record = records.read_record(path)
+    for name, types in TYPES.items():
+        value = getattr(record, name)
+        # A bool is an int to Python and an int is a float to JSON; neither is meant by the other here.
+        fits = type(value) in types or (float in types and type(value) is int)
+        if not fits:
+            expected = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{path} is not a run's record: {name} is {value!r}, expected {expected}")
+    if not record.run_id == path.stem == record.config_sha256[: len(record.run_id)]:
+        raise ValueError(
+            f"{path} is not the record that its name says: run_id is {record.run_id!r} and config_sha256 begins with "
+            f"{record.config_sha256[:12]!r}"
+        )
+    return record
+
+
+def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
+    try:
+        curve = records.read_curve(path)
+    except (IndexError, csv.Error) as error:
+        raise ValueError(f"{path} is not a run's curve: {error}") from error
+    accuracies = [row.test_accuracy for row in curve]
+    if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
+        raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
+    if not all(0 <= accuracy <= 100 for accuracy in accuracies):
+        raise ValueError(f"{path} is not a run's curve: it has an accuracy outside 0 to 100 %")
+    ends = (accuracies[-1] if curve else None, max(accuracies, default=None))
+    if ends != (record.test_accuracy, record.best_test_accuracy):
+        raise ValueError(
+            f"{path} is not the curve of its record: it ends at, and has at best, {ends} %, the record says "
+            f"{(record.test_accuracy, record.best_test_accuracy)}"
+        )
+    if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
+        raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
+    return curve
+
+
+# A cell is one thing --------------------------------------------------------------------------------------------------
+
+
+def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
+    """Runs that share a label with more runs that compute something else, and seeds that a label has twice.
+
+    A label says what was overridden of a lab card; a card that was edited between two runs gives two things one name.
+    """
+    by_label: dict[str, list[Record]] = defaultdict(list)
+    for run_id in sorted(found):
+        by_label[found[run_id].label].append(found[run_id])
+    for label, runs in sorted(by_label.items()):
+        groups: dict[str, list[Record]] = defaultdict(list)
+        for record in runs:
+            groups[_raw(record)].append(record)
+        if len(groups) > 1:  # the raw configs may differ by defaults that were written out or not
+            groups = defaultdict(list)
+            for record in runs:
+                groups[_identity(record)].append(record)
+        kept = max(groups.values(), key=len)  # of two groups of one size, the first by run id
+        for group in groups.values():
+            if group is not kept:
+                for record in group:
+                    yield record, f"it computes something else than the other {len(kept)} of label {label}"
+        seeds: set[int] = set()
+        for record in kept:
+            if record.seed in seeds:
+                yield record, f"label {label} has another run with seed {record.seed}"
+            seeds.add(record.seed)
+
+
+def _raw(record: Record) -> str:
+    hashed = {key: value for key, value in record.config.items() if key in records.HASHED and key != "seed"}
+    return json.dumps(hashed, sort_keys=True)
+
+
+def _identity(record: Record) -> str:
+    try:
+        identity = records.identity(record.config)
+    except (ConfigError, KeyError, TypeError, AttributeError):  # names a class that is no more: only itself is like it
+        return _raw(record)
+    return json.dumps({key: value for key, value in identity.items() if key != "seed"}, sort_keys=True)

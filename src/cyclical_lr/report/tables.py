@@ -1,0 +1,247 @@
+"""Tables 1 to 4 with ours beside the paper's numbers, the numbers of its running text, and time to target.
+
+Each is a DataFrame of plain values; `markup.py` turns it into text. Sections of a table, in this order:
+
+    paper        the paper's rows, float32; a row without runs says "not run"
+    bf16         the same row in bfloat16, beside it, never pooled with it and without a verdict
+    controls     (Table 1) what this study runs beside the paper's rows, at the iterations that claims name
+    other runs   every other label of the same experiments, and in Table 1 those of experiments that stand in no table:
+                 a user's own schedules show up here without any code
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from cyclical_lr.report import statistics
+from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
+from cyclical_lr.report.verdicts import (
+    NOT_RUN,
+    Paper,
+    TimeToTarget,
+    Verdict,
+    common_grid,
+    curves_of,
+    number,
+    times_to_target,
+)
+
+DESCRIBED_BY = {
+    "table1": ("dataset", "architecture", "policy"),
+    "table3": ("lr_type", "bounds", "policy"),
+    "table4": ("dataset", "architecture", "policy", "bounds"),
+    "text": ("dataset", "architecture", "policy", "bounds"),
+}
+"""The columns of the paper's rows by which a reader knows them."""
+NUMBERS = (
+    *("iterations", "label", "n", "mean", "low", "high", "best"),
+    *("paper", "difference", "difference_low", "difference_high", "verdict", "remarks"),
+)
+"""mean, low, high: ours and its interval; best: mean of the best up to there; difference: the paper's minus ours."""
+PHASE = ("base_lr", "max_lr", "stepsize", "start", "max_iter")
+TIMES = (
+    *("claim", "label", "role", "unit", "target", "runs", "reached", "median", "speed_up", "low", "high"),
+    "remarks",
+)
+"""speed_up: this row's median over that of the claim's A; low, high: its bootstrap interval. A miss is inf."""
+
+
+def make_tables(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> dict[str, pd.DataFrame]:
+    """All tables by file name: table1 to table4, text, time_to_target."""
+    out = {name: accuracy_table(paper, results, name) for name in DESCRIBED_BY}
+    out["table2"] = phases_table(paper, results)
+    out["time_to_target"] = times_table(paper, results, verdicts)
+    return dict(sorted(out.items()))
+
+
+# Tables 1, 3, 4 and the text ------------------------------------------------------------------------------------------
+
+
+def accuracy_table(paper: Paper, results: Results, table: str) -> pd.DataFrame:
+    """Test accuracies in percent: section, what describes a row, then `NUMBERS`."""
+    rows = [*_paper_rows(paper, results, table)]
+    if table == "table1":
+        rows += _control_rows(paper, results)
+    shown = {label for name in DESCRIBED_BY for row in paper.tables[name] for label in _labels(row)}
+    shown |= {experiment for experiment, _ in _controls(paper)}
+    rows += _other_rows(paper, results, table, shown)
+    frame = pd.DataFrame(rows, columns=["section", *DESCRIBED_BY[table], *NUMBERS])
+    return frame.astype({"iterations": "Int64"})
+
+
+def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str, Any]]:
+    for row in paper.tables[table]:
+        known = {name: _bounds(row[name]) if name == "bounds" else row[name] for name in DESCRIBED_BY[table]}
+        for reading in ("experiment", "staged"):
+            if reading not in row:
+                continue
+            described = {**known, "policy": f"{row['policy']}, staged"} if reading == "staged" else known
+            for section, label in (("paper", row[reading]), ("bf16", f"{row[reading]}[precision=bf16]")):
+                if section == "bf16" and label not in results.by_label:
+                    continue
+                iteration = row["iterations"] or last_iteration(results, label)
+                cell = read_cell(results, label, iteration or 0)
+                out = {"section": section, **described, **_ours(paper, cell), "iterations": iteration}
+                out |= {"paper": row["accuracy"], "difference": row["accuracy"] - out["mean"]}
+                if table in paper.rule("number")["runs"]:
+                    found = number(paper, cell, row["accuracy"], table)
+                    out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
+                    out["verdict"] = found.text if section == "paper" else ""
+                elif not cell.runs:
+                    out["verdict"] = NOT_RUN
+                yield out
+
+
+def _control_rows(paper: Paper, results: Results) -> Iterator[dict[str, Any]]:
+    for experiment, iteration in _controls(paper):
+        yield {"section": "controls", **_ours(paper, read_cell(results, experiment, iteration))}
+
+
+def _controls(paper: Paper) -> list[tuple[str, int]]:
+    """Experiment and iteration of all that claims compare and no table has, in the claims' order of experiments."""
+    in_tables = _experiments(paper, *DESCRIBED_BY)
+    shown = [each for claim in paper.claims for each in [*claim["operands"], *claim.get("beside", [])]]
+    cells = dict.fromkeys((each["experiment"], each["iteration"]) for each in shown)
+    order = list(dict.fromkeys(experiment for experiment, _ in cells))
+    controls = [cell for cell in cells if cell[0] not in in_tables]
+    return sorted(controls, key=lambda cell: (order.index(cell[0]), cell[1]))
+
+
+def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> Iterator[dict[str, Any]]:
+    here, anywhere = _experiments(paper, table), _experiments(paper, *DESCRIBED_BY)
+    for label, runs in sorted(results.by_label.items()):
+        experiment = runs[0].experiment
+        if label in shown or not (experiment in here or (table == "table1" and experiment not in anywhere)):
+            continue
+        end = last_iteration(results, label)
+        named = {row["iterations"] for row in paper.tables[table] if experiment in _experiments_of(row)}
+        cells = [read_cell(results, label, iteration) for iteration in sorted(named - {None, end})]
+        for cell in cells:
+            if cell.n:
+                yield {"section": "other runs", **_ours(paper, cell)}
+        yield {"section": "other runs", **_ours(paper, read_cell(results, label, end or 0)), "iterations": end}
+
+
+def _ours(paper: Paper, cell: Cell) -> dict[str, Any]:
+    interval = statistics.mean_interval(cell.values, paper.rule("number")["confidence"])
+    return {
+        "iterations": cell.iteration,
+        "label": cell.label,
+        "n": cell.n,
+        "mean": statistics.mean(cell.values),
+        "low": interval.low,
+        "high": interval.high,
+        "best": statistics.mean(cell.best),
+        "paper": math.nan,
+        "difference": math.nan,
+        "difference_low": math.nan,
+        "difference_high": math.nan,
+        "verdict": "" if cell.runs else NOT_RUN,
+        "remarks": "; ".join(cell.remarks),
+    }
+
+
+def _experiments_of(row: Mapping[str, Any]) -> list[str]:
+    return [row[reading] for reading in ("experiment", "staged") if reading in row]
+
+
+def _experiments(paper: Paper, *tables: str) -> set[str]:
+    return {experiment for table in tables for row in paper.tables[table] for experiment in _experiments_of(row)}
+
+
+def _labels(row: Mapping[str, Any]) -> list[str]:
+    return [label for experiment in _experiments_of(row) for label in (experiment, f"{experiment}[precision=bf16]")]
+
+
+def _bounds(bounds: Sequence[float] | None) -> str:
+    return " - ".join(f"{bound:g}" for bound in dict.fromkeys(bounds or []))
+
+
+# Table 2 --------------------------------------------------------------------------------------------------------------
+
+
+def phases_table(paper: Paper, results: Results) -> pd.DataFrame:
+    """The phases of the paper's triangular2 run beside those that ours ran, and our accuracy where each ends."""
+    label = next(row["experiment"] for row in paper.tables["table1"] if row["id"] == "table1_cifar10_triangular2")
+    runs = results.by_label.get(label, [])
+    ours = _phases(runs[0].config) if runs else []  # all runs of a label have the same schedule
+    rows = []
+    for position, row in enumerate(paper.tables["table2"]):
+        phase = {name: row[name] for name in PHASE}
+        ran = ours[position] if position < len(ours) else {}
+        verdict = NOT_RUN if not runs else "same" if ran == phase else "differs"
+        cell = _ours(paper, read_cell(results, label, row["max_iter"]))
+        rows.append(
+            {"section": "paper", "phase": position + 1, **phase}
+            | {f"ours_{name}": ran.get(name, math.nan) for name in PHASE}
+            | {name: cell[name] for name in ("label", "n", "mean", "low", "high", "best")}
+            | {"verdict": verdict, "remarks": cell["remarks"]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _phases(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Table 2's columns from a run's config; empty where its schedule has no phases."""
+    phases = config["schedule"].get("phases", [])
+    ends = [phase["start"] for phase in phases[1:]] + [config["iterations"]]
+    return [
+        {name: phase["schedule"].get(name, math.nan) for name in PHASE[:3]} | {"start": phase["start"], "max_iter": end}
+        for phase, end in zip(phases, ends, strict=False)
+    ]
+
+
+# Time to target -------------------------------------------------------------------------------------------------------
+
+
+def times_table(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Median times to each target: those of the claims, then every other label on a network that has targets.
+
+    A claim's cells share one grid of evaluations; another label stands on its own, which `remarks` gives.
+    """
+    rows = []
+    for verdict in verdicts:
+        if verdict.times:
+            clocks = _clocks(results, [time.label for time in verdict.times])
+            rows += [_time_row(verdict.id, time, clocks) for time in verdict.times]
+    shown = {row["label"] for row in rows}
+    rule = paper.rule("time_to_target")
+    for label, runs in sorted(results.by_label.items()):
+        network = runs[0].config["model"]["_target_"].split(".")[-2]
+        curves = curves_of(results, label, max(record.iterations for record in runs))
+        if label in shown or not curves:
+            continue
+        grid = common_grid(curves)
+        evaluated = sorted(grid)
+        spacing = f"evaluated every {evaluated[1] - evaluated[0]:,}" if len(evaluated) > 1 else ""
+        for target in rule["targets"].get(network, []):
+            for unit in rule["units"]:
+                ours = times_to_target(curves, target, unit, grid)
+                time = TimeToTarget(label, "other run", target, unit, ours, math.nan, statistics.UNDEFINED)
+                rows.append(_time_row("", time, spacing))
+    return pd.DataFrame(rows, columns=list(TIMES))
+
+
+def _time_row(claim: str, time: TimeToTarget, remarks: str) -> dict[str, Any]:
+    return {
+        "claim": claim,
+        "label": time.label,
+        "role": time.role,
+        "unit": time.unit,
+        "target": time.target,
+        "runs": len(time.times),
+        "reached": time.reached,
+        "median": time.median,
+        "speed_up": time.speed_up,
+        "low": time.interval.low,
+        "high": time.interval.high,
+        "remarks": remarks if time.unit == "train_seconds" or time.role == "other run" else "",
+    }
+
+
+def _clocks(results: Results, labels: Sequence[str]) -> str:
+    """A warning where seconds come from different machines."""
+    runs = [record for label in dict.fromkeys(labels) for record in results.by_label.get(label, [])]
+    clocks = {(record.device, record.threads, record.engine) for record in runs}
+    return f"seconds from {len(clocks)} kinds of device, threads or engine" if len(clocks) > 1 else ""

@@ -1,0 +1,66 @@
+"""Runs made up for the report's tests: files as `training` writes them, with accuracies that the test chooses."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cyclical_lr import records
+from cyclical_lr.records import CurveRow, Record
+from cyclical_lr.report.verdicts import Paper, read_paper
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture(scope="session")
+def paper() -> Paper:
+    return read_paper(CONF / "paper")
+
+
+@pytest.fixture
+def add_run(tmp_path: Path) -> Callable[..., Record]:
+    """Write a run's record and curve to tmp_path: `add_run("cifar10_tri2", 0, {0: 10.0, 25_000: 81.0})`."""
+
+    def add(label: str, seed: int, accuracies: Mapping[int, float], **changes: Any) -> Record:
+        curve = [CurveRow(t, 0.001, 1.0, 1.0, accuracy, 0.05 * t) for t, accuracy in accuracies.items()]
+        sha256 = hashlib.sha256(f"{label} {seed}".encode()).hexdigest()
+        values: dict[str, Any] = {
+            "run_id": sha256[:12],
+            "experiment": label.partition("[")[0],
+            "label": label,
+            "seed": seed,
+            "status": "done",
+            "iterations": curve[-1].iteration if curve else 0,
+            "test_accuracy": curve[-1].test_accuracy if curve else None,
+            "best_test_accuracy": max((row.test_accuracy for row in curve), default=None),
+            "train_seconds": 1.5,
+            "eval_seconds": 0.5,
+            "engine": "reference",
+            "precision": "float32",
+            "device": "a cpu",
+            "threads": 2,
+            "data_sha256": "d" * 64,
+            "config_sha256": sha256,
+            "commit": "0" * 40,
+            "dirty": False,
+            "started": "2026-01-01T00:00:00+00:00",
+            "ended": "2026-01-01T00:01:00+00:00",
+            "message": "",
+            "versions": {"torch": "2.11.0"},
+            "segments": [{"iteration": 0}],
+            "config": {
+                "model": {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full", "num_classes": 10},
+                "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.001},
+                "data": {"name": "cifar10"},
+                "iterations": 70_000,  # the plan, whatever the curve: runs of one label compute one thing
+                "seed": seed,
+            },
+        }
+        record = Record(**{**values, **changes})
+        records.write_curve(records.curve_path(tmp_path, record.run_id), curve)
+        records.write_record(tmp_path, record)
+        return record
+
+    return add
