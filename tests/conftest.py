@@ -1,6 +1,9 @@
 """What every test shares: one thread, and the real data where they are."""
 
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: its threads only wait on a shared machine
+
 import resource
 import signal
 from collections.abc import Callable, Iterator

@@ -27,6 +27,7 @@ from cyclical_lr.schedules import (
     ExpRange,
     Fixed,
     Hann,
+    Held,
     MultiStep,
     OneCycle,
     Phase,
@@ -145,6 +146,21 @@ def test_range_test_climbs_once_and_stays():
 def test_drops_multiply_whatever_is_inside():
     # The triangle 4 8 12 8 4 8 12, halved from 3 on and again from 5 on.
     assert every(Drops(Triangular(4, 12, stepsize=2), [3, 5], gamma=0.5), 7) == [4, 8, 12, 4, 2, 2, 3]
+
+
+def test_held_repeats_the_value_at_the_start_of_each_stretch():
+    # The triangle 1 2 3 4 5 4 3 2 1, of which every third value is seen.
+    assert every(Held(Triangular(1, 5, stepsize=4), every=3), 9) == [1, 1, 1, 4, 4, 4, 3, 3, 3]
+
+
+def test_held_by_epoch_is_the_papers_torch_listing_which_counts_epochs():
+    # Table 4's ResNet: 391 iterations an epoch, a cycle of 16.4 epochs.
+    held = Held(Triangular(0.1, 0.3, stepsize=3206), every=391)
+    for epoch in range(164):
+        cycle = math.floor(1 + epoch / 16.4)
+        lr = 0.1 + 0.2 * max(0.0, 1 - abs(epoch / 8.2 - 2 * cycle + 1))
+        # 3,206 stands for 8.2 x 391 = 3,206.2, which after ten cycles is four iterations, a hundredth of an epoch.
+        assert held(np.array([391 * epoch, 391 * epoch + 390])) == pytest.approx([lr, lr], abs=0.2 * 4 / 3206)
 
 
 def test_phases_restart_the_cycle_and_the_halving():
@@ -349,6 +365,7 @@ def any_schedule(draw) -> tuple[Schedule, float, float]:
         (RangeTest(low, high, length), low, high),
         *((policy(low, high, length), low, high) for policy in CYCLIC),
         (Drops(Triangular(low, high, length), milestones, gamma), low * gamma**3, high),
+        (Held(Triangular(low, high, length), draw(st.integers(1, 500))), low, high),
         (Phases([Phase(0, Fixed(high)), Phase(length, Triangular2(low, high, length))]), low, high),
         (Compressed(Hann(low, high, length), draw(st.integers(1, 9))), low, high),
         (Cosine(high, length, low), low, high),
@@ -450,6 +467,13 @@ def test_each_phase_counts_from_its_own_start(first, second, start, t):
 
 
 @settings(deadline=None)
+@given(any_schedule(), st.integers(1, 1000), ITERATIONS)
+def test_held_changes_at_multiples_of_every_alone(made, stretch, t):
+    held, start = Held(made[0], stretch), t - t % stretch
+    assert held(t) == held(start) == made[0](start)
+
+
+@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), ITERATIONS)
 def test_equal_bounds_are_a_constant(low_high, stepsize, t):
     rate = low_high[1]
@@ -513,6 +537,7 @@ VALID = {
     Exp: {"base_lr": 0.1, "gamma": 0.9},
     RangeTest: {"base_lr": 0.0, "max_lr": 0.2, "stepsize": 5},
     Drops: {"schedule": Fixed(0.1), "milestones": [10, 20], "gamma": 0.1},
+    Held: {"schedule": Fixed(0.1), "every": 391},
     Phase: {"start": 0, "schedule": Fixed(0.1)},
     Phases: {"phases": [Phase(0, Fixed(0.1)), Phase(10, Fixed(0.2))]},
     Compressed: {"schedule": Fixed(0.1), "factor": 2},
@@ -530,6 +555,7 @@ BAD = {
     "gamma": [0, -0.1, 1.5, math.nan, "0.1"],
     "milestones": [[20, 10], [10, 10], 10, "10", None],
     "schedule": [0.1, None, {"_target_": "Fixed"}, Fixed],
+    "every": [0, -391, 391.0, "391", None, True],
     "start": [-1, 0.0, "0", None],
     "phases": [[], None, Fixed(0.1)],
     "factor": [0, -2, 2.0, 1.5],
@@ -660,6 +686,7 @@ CONFIGS = {
     "range_test": RangeTest,
     "phases": Phases,
     "drops": Drops,
+    "held": Held,
     "compressed": Compressed,
     "cosine": Cosine,
     "cosine_restarts": CosineRestarts,

@@ -8,7 +8,7 @@ of ints a float64 array of the same shape. A schedule holds no state: resuming i
     0.0035
 
 The policies of the paper are Fixed, MultiStep, Triangular, Triangular2, Welch, Hann, ExpRange, Decay, Exp and
-RangeTest; Drops, Phases and Compressed build one schedule from others; Cosine, CosineRestarts, OneCycle and
+RangeTest; Drops, Held, Phases and Compressed build one schedule from others; Cosine, CosineRestarts, OneCycle and
 WarmupStableDecay are later policies for comparison. Wherever a formula says `cycle` and `x`, they are those of
 Caffe's listing in Appendix A:
 
@@ -35,7 +35,7 @@ Rates = npt.NDArray[np.float64]
 
 
 class Schedule(Protocol):
-    """What every policy offers, and all that Drops, Phases, Compressed and `ScheduleLR` ask for: lr(t)."""
+    """What every policy offers, and all that Drops, Held, Phases, Compressed and `ScheduleLR` ask for: lr(t)."""
 
     @overload
     def __call__(self, t: int | np.integer[Any]) -> float: ...
@@ -424,6 +424,24 @@ class Drops:
     @_of_iterations
     def __call__(self, t: Iterations) -> Rates:
         return self.schedule(t) * _dropped(t, self.milestones, self.gamma)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Any schedule, looked up only every `every` iterations and held in between: lr(t) = schedule(t - t % every).
+
+    With the iterations of an epoch it is the LR of Section 3.1's Torch listing, which counts epochs, and so of Table 4.
+    """
+
+    schedule: Schedule
+    every: int
+
+    def __post_init__(self) -> None:
+        _settle(self, schedule=_schedule, every=_duration)
+
+    @_of_iterations
+    def __call__(self, t: Iterations) -> Rates:
+        return self.schedule(t - t % self.every)
 
 
 @dataclass(frozen=True)
