@@ -34,7 +34,8 @@ def reference_step(
     """One solver step, as Caffe's Solver::Step does it: loss is the mean over the batch, the update uses lr(t).
 
     Args:
-        network: maps x, float [N, C, H, W], to logits [N, classes].
+        network: maps x, float [N, C, H, W], to logits [N, classes]; or to a tuple of such, whose losses its attribute
+            `loss_weights` weighs (Caffe's loss_weight), one number each.
         solver: over the network's parameters; its groups may carry `lr_mult`.
         x, y: the batch; y is int64 [N].
         lr: of this iteration, for weights (lr_mult 1).
@@ -43,8 +44,14 @@ def reference_step(
         the loss before the step, detached, scalar.
     """
     set_lr(solver, lr)
-    loss = F.cross_entropy(network(x), y)
+    logits = network(x)
+    loss = F.cross_entropy(logits, y) if isinstance(logits, Tensor) else _weighted_loss(network, logits, y)
     solver.zero_grad()
     backward(loss)
     solver.step()
     return loss.detach()
+
+
+def _weighted_loss(network: Any, heads: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    losses = [weight * F.cross_entropy(head, y) for weight, head in zip(network.loss_weights, heads, strict=True)]
+    return torch.stack(losses).sum()
