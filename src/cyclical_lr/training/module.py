@@ -121,7 +121,8 @@ class Classifier(pl.LightningModule):
             self._tested[m, 1] += (logits.argmax(1) == y).sum()
 
     def on_validation_epoch_end(self) -> None:
-        tested = (self._tested / len(self.test_set)).tolist()  # type: ignore[arg-type]
+        images = len(self.test_set)  # type: ignore[arg-type]
+        tested = self._tested.tolist()
         seconds = time.perf_counter() - self._eval_started
         for m, member in enumerate(self.members):
             if member.diverged:
@@ -131,8 +132,8 @@ class Classifier(pl.LightningModule):
                 iteration=self.iteration,
                 lr=self.lrs[self.iteration],
                 train_loss=member.loss_sum / member.loss_count if member.loss_count else math.nan,
-                test_loss=tested[m][0],
-                test_accuracy=100 * tested[m][1],
+                test_loss=tested[m][0] / images,
+                test_accuracy=100 * tested[m][1] / images,
                 train_seconds=member.train_seconds,
             )
             member.curve.append(row)

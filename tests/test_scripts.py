@@ -1,0 +1,160 @@
+"""scripts/run.py as a process: what it prints, how it exits, what a sweep does."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+from small_runs import CONF, SAMPLE, SCRIPT, Forked, records_in, run_script, tiny
+
+DIVERGES = ("schedule.base_lr=1e30", "schedule.max_lr=1e30")
+UNUSABLE, DIVERGED = 2, 3
+
+
+@pytest.fixture
+def script(tmp_path):
+    """`script(*overrides)`: exit code and output of a tiny run, or sweep, as a process of its own."""
+
+    def run(*overrides, sweep=False):
+        output = tmp_path / f"output{len(list(tmp_path.glob('output*')))}.txt"
+        return Forked(output, run_script, ["-m"] * sweep + tiny(tmp_path, *overrides)).ends()
+
+    return run
+
+
+# --help ---------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_experiment_with_its_line_in_no_time_and_without_torch():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cards = sorted((CONF / "experiment").glob("*.yaml"))
+    assert cards
+    for card in cards:
+        about = card.read_text().splitlines()[1].removeprefix("# ")
+        assert re.search(rf"^\s+{card.stem}\s+{re.escape(about)}$", shown.stdout, re.MULTILINE), card.stem
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "hydra" in imported and not imported & {"torch", "pytorch_lightning", "wandb", "pandas", "scipy"}
+    # 2 seconds is what a person should wait; a busy machine, and -X importtime, take more.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 4
+
+
+# One run --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_script_trains_prints_the_result_and_the_paths_and_repeats_nothing(tmp_path):
+    where = [f"results_dir={tmp_path}/results", f"runs_dir={tmp_path}/runs", "iterations=4", "schedule.base_lr=0.001"]
+    overrides = [*SAMPLE, *where]
+    first = subprocess.run([sys.executable, str(SCRIPT), *overrides], capture_output=True, text=True, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (record,) = records_in(tmp_path)
+    written = tmp_path / "results" / "runs" / f"{record.run_id}.json"
+    assert str(written) in first.stdout and str(tmp_path / "results" / "curves") in first.stdout
+    assert f"{record.test_accuracy:.2f} % at 4 iterations" in first.stdout
+    assert "4/4" in first.stdout and "lr 1.00e-03" in first.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "runs"}  # nothing beside, such as Hydra's folders
+    before = written.read_bytes()
+    code, output = Forked(tmp_path / "again.txt", run_script, overrides).ends()
+    assert code == 0 and "already done" in output
+    assert written.read_bytes() == before
+
+
+def test_a_run_in_another_process_is_left_alone_and_that_is_no_error(tmp_path, script):
+    first = Forked(tmp_path / "first.txt", run_script, tiny(tmp_path, "iterations=300"))
+    while not list((tmp_path / "runs").glob("*/curve.csv")):
+        assert first.process.is_alive(), first.output.read_text()
+        first.process.join(0.02)
+    (folder,) = (tmp_path / "runs").iterdir()
+    code, output = script("iterations=300")
+    first.process.kill()
+    first.process.join()
+    assert code == 0, output
+    assert "being worked on by another process" in output and str(folder) in output
+    assert records_in(tmp_path) == []
+    with FileLock(folder / "lock").acquire(timeout=0):
+        pass  # a killed process holds no lock
+
+
+# Exit codes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_diverged_run_has_an_exit_code_of_its_own_also_when_repeated(tmp_path, script):
+    for _ in range(2):
+        code, output = script(*DIVERGES)
+        assert code == DIVERGED and "diverged" in output
+    (record,) = records_in(tmp_path)
+    assert record.status == "diverged"
+
+
+def test_a_range_test_that_diverges_is_a_success(tmp_path, script):
+    ramp = ("schedule=range_test", "schedule.base_lr=0", "schedule.max_lr=1e30", "schedule.stepsize=12")
+    code, output = script("+experiment=cifar10_range_test", *ramp)
+    (record,) = records_in(tmp_path)
+    assert record.status == "diverged" and "diverged" in output
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("+typo=1", "typo"), ("schedule.stepsize=0", "schedule.stepsize"), ("seed=-1", "seed"), ("iterations=0", "0")],
+)
+def test_unusable_input_is_one_line_and_an_exit_code_of_its_own(tmp_path, script, override, named):
+    code, output = script(override)
+    assert code == UNUSABLE
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert named in line and "Traceback" not in output
+    assert records_in(tmp_path) == []
+
+
+def test_a_misspelt_experiment_fails_and_shows_which_there_are(tmp_path, script):
+    code, output = script("+experiment=cifar10_tri3")
+    assert code not in (0, DIVERGED)
+    assert "cifar10_tri3" in output and "cifar10_tri2" in output and "Traceback" not in output
+    assert records_in(tmp_path) == []
+
+
+def test_a_failed_run_exits_with_1_and_its_message(tmp_path, script):
+    code, output = script("model._target_=small_runs.Fails")
+    assert code == 1 and "the cat sat on the cable" in output
+    (record,) = records_in(tmp_path)
+    assert record.status == "failed" and "the cat sat on the cable" in record.message
+
+
+# Sweeps ---------------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_sweep_the_others_finish_beside_one_that_diverges(tmp_path, script):
+    code, output = script("iterations=4", "schedule.max_lr=0.005,1e30,0.006", sweep=True)
+    assert code == 0, output
+    statuses = {record.config["schedule"]["max_lr"]: record.status for record in records_in(tmp_path)}
+    assert statuses == {0.005: "done", 1e30: "diverged", 0.006: "done"}
+
+
+def test_in_a_sweep_the_others_finish_beside_one_that_fails_and_the_exit_code_tells(tmp_path, script):
+    code, output = script("iterations=2", "schedule.stepsize=3,0,4", sweep=True)
+    assert code == 1 and "schedule.stepsize" in output
+    assert {record.config["schedule"]["stepsize"] for record in records_in(tmp_path)} == {3, 4}
+
+
+def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path, script):
+    assert script("iterations=2", "seed=0,1", sweep=True)[0] == 0
+    before = {record.seed: record.ended for record in records_in(tmp_path)}
+    code, output = script("iterations=2", "seed=range(3)", sweep=True)
+    assert code == 0 and output.count("already done") == 2
+    after = {record.seed: record.ended for record in records_in(tmp_path)}
+    assert set(after) == {0, 1, 2} and {seed: after[seed] for seed in before} == before
+
+
+def test_folders_come_from_the_environment_where_the_command_does_not_name_them(tmp_path):
+    overrides = [text for text in tiny(tmp_path, "iterations=2") if not text.startswith("runs_dir=")]
+    elsewhere = {"CYCLICAL_LR_RUNS": str(tmp_path / "elsewhere")}
+    code, output = Forked(tmp_path / "out.txt", run_script, overrides, **elsewhere).ends()
+    assert code == 0, output
+    (record,) = records_in(tmp_path)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [record.run_id]

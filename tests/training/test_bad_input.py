@@ -1,0 +1,118 @@
+"""Input that cannot be used: the message names key, value and remedy, nothing is trained and nothing recorded."""
+
+import pytest
+import torch
+from hydra.errors import HydraException
+from small_runs import CONF
+
+from cyclical_lr.records import ConfigError
+from cyclical_lr.training import provenance
+from cyclical_lr.training.config import check, compose_config, plain
+
+WRONG = [
+    # overrides, what the message must hold
+    pytest.param(["+typo=1"], ["typo", "no such key"], id="unknown key"),
+    pytest.param(["+iteration=5"], ["iteration:", "did you mean iterations"], id="misspelt key"),
+    pytest.param(["+schedule.typo=1"], ["schedule.typo", "stepsize"], id="unknown key of a class"),
+    pytest.param(["+schedule.step_size=4"], ["schedule.step_size", "did you mean stepsize"], id="misspelt argument"),
+    pytest.param(["+trainer.device=2"], ["trainer.device:", "did you mean devices"], id="misspelt key of a group"),
+    pytest.param(["+cluster.typo=1"], ["cluster.typo", "no such key"], id="unknown key of the cluster"),
+    pytest.param(["schedule.stepsize=-3"], ["schedule.stepsize", "-3"], id="negative stepsize"),
+    pytest.param(["schedule.stepsize=0"], ["schedule.stepsize", "0"], id="zero stepsize"),
+    pytest.param(["schedule.max_lr=0.0001"], ["schedule.max_lr", "0.0001", "base_lr"], id="max_lr below base_lr"),
+    pytest.param(["schedule.base_lr=-1"], ["schedule.base_lr", "-1"], id="negative LR"),
+    pytest.param(["schedule.base_lr=fast"], ["schedule.base_lr", "fast"], id="an LR that is a word"),
+    pytest.param(["schedule.base_lr=???"], ["schedule.base_lr", "give schedule.base_lr="], id="missing value"),
+    pytest.param(["schedule._target_=cyclical_lr.schedules.Triangel"], ["Triangel"], id="unknown schedule"),
+    pytest.param(["iterations=0"], ["iterations", "0", ">= 1"], id="no iterations"),
+    pytest.param(["iterations=-5"], ["iterations", "-5"], id="negative iterations"),
+    pytest.param(["iterations=1.5"], ["iterations", "1.5", "whole"], id="half an iteration"),
+    pytest.param(["eval_every=0"], ["eval_every", "0", ">= 1"], id="eval_every=0"),
+    pytest.param(["compress=5"], ["compress", "5", "divisor of iterations=12"], id="compress is no divisor"),
+    pytest.param(["threads=0"], ["threads", "0", ">= 1"], id="no threads"),
+    pytest.param(["checkpoint_seconds=-1"], ["checkpoint_seconds", "-1", ">= 0"], id="negative time"),
+    pytest.param(["checkpoint_seconds=nan"], ["checkpoint_seconds", "nan", ">= 0"], id="no time at all"),
+    pytest.param(["seed=[0,0]"], ["seed", "[0, 0]", "different"], id="one seed twice"),
+    pytest.param(["seed=[]"], ["seed", "[]"], id="no seed"),
+    pytest.param(["seed=-1"], ["seed", "-1", "from 0"], id="negative seed"),
+    pytest.param(["seed=0..4"], ["seed", "0..4", "[0,1,2]"], id="a seed that Hydra takes for a word"),
+    pytest.param(["trainer.precision=16"], ["trainer.precision", "16", "32-true"], id="unknown precision"),
+    pytest.param(["trainer.accelerator=abacus"], ["trainer.accelerator", "abacus", "cpu"], id="unknown accelerator"),
+    pytest.param(["trainer.devices=0"], ["trainer.devices", "0"], id="no device"),
+    pytest.param(["model.lrn=typo"], ["model.lrn", "typo", "within_channel"], id="unknown normalisation"),
+    pytest.param(["model.init=typo"], ["model.init", "typo", "caffe"], id="unknown initialisation"),
+    pytest.param(["solver.momentum=2"], ["solver.momentum", "2", "[0, 1)"], id="momentum of 2"),
+    pytest.param(["solver.momentum=high"], ["solver.momentum", "high"], id="a momentum that is a word"),
+    pytest.param(["solver.weight_decay=-1"], ["solver.weight_decay", "-1"], id="negative weight decay"),
+    pytest.param(["data.batch_size=0"], ["data.batch_size", "0", "1"], id="empty batch"),
+    pytest.param(["data.batch_size=2.5"], ["data.batch_size", "2.5", "integer"], id="half an image"),
+    pytest.param(["data.batch_size=many"], ["data.batch_size", "many", "integer"], id="a size that is a word"),
+    pytest.param(["data.shuffle=flase"], ["data.shuffle", "flase", "true"], id="neither true nor false"),
+    pytest.param(["solver.multipliers=flase"], ["solver.multipliers", "flase", "true"], id="nor here"),
+    pytest.param(["data.mean=typo"], ["data.mean", "typo", "pixel"], id="unknown mean"),
+    pytest.param(["data.train_sha256=abc"], ["data.train_sha256", "abc"], id="other data than declared"),
+    pytest.param(["logger.kind=typo"], ["logger.kind", "typo", "none"], id="unknown logger"),
+    pytest.param(["logger=wandb", "logger.mode=typo"], ["logger.mode", "typo", "offline"], id="unknown W&B mode"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), WRONG)
+def test_the_message_names_key_value_and_remedy_and_nothing_is_recorded(tmp_path, train, overrides, named):
+    with pytest.raises(ConfigError) as caught:
+        train(*overrides)
+    for text in named:
+        assert text in str(caught.value)
+    assert not list((tmp_path / "results").rglob("*.*")) and not list(tmp_path.rglob("checkpoint*"))
+
+
+def test_what_is_right_is_not_refused():
+    # Were `check` to refuse everything, the tests above would pass.
+    check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", "seed=[0,1]", "threads=2", "compress=5"])))
+
+
+def test_a_misspelt_experiment_is_named_beside_those_that_there_are(train):
+    with pytest.raises(HydraException, match=r"(?s)cifar10_tri3.*cifar10_tri2"):
+        train("+experiment=cifar10_tri3")
+
+
+def test_an_experiment_given_without_its_plus_is_explained(train):
+    with pytest.raises(HydraException, match=r"use \+experiment=cifar10_tri2"):
+        train("experiment=cifar10_tri2")
+
+
+@pytest.mark.parametrize("key", ["results_dir", "runs_dir"])
+def test_a_folder_that_cannot_be_written_is_found_out_before_training(tmp_path, train, key):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=rf"{key}.*file.*give another {key}="):
+        train(f"{key}={tmp_path / 'file'}")
+    assert not list(tmp_path.rglob("checkpoint*"))
+
+
+@pytest.mark.parametrize("name", ["runs", "curves"])
+def test_a_results_folder_whose_parts_cannot_be_written_is_found_out_before_training(tmp_path, train, name):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).write_text("in the way")
+    with pytest.raises(ConfigError, match=rf"results_dir.*{name}"):
+        train("iterations=2")
+    assert not list(tmp_path.rglob("checkpoint*"))
+
+
+def test_data_that_are_not_there_are_named_with_ways_to_get_them(tmp_path, train):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ConfigError, match=r"data\.source=.*nowhere.*does not exist.*CYCLICAL_LR_DATA"):
+        train("data=cifar10", f"data.root={tmp_path}/data", f"data.source={nowhere}")
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_a_way_out(tmp_path, train):
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator.*GPU.*trainer=cpu"):
+        train("trainer=gpu")
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+@pytest.mark.skipif(provenance.native_bf16(), reason="needs a CPU that does not multiply bf16 itself")
+def test_bf16_on_a_cpu_that_emulates_it_is_refused_with_the_reason_and_a_way_out(tmp_path, train):
+    with pytest.raises(ConfigError, match=r"trainer\.precision.*emulated.*trainer\.emulate_bf16=true"):
+        train("trainer=cpu_bf16")
+    assert not list((tmp_path / "results").rglob("*.json"))

@@ -1,0 +1,59 @@
+"""Every lab card, as far as a config goes: it composes, it is checked, its LRs can be computed."""
+
+from copy import deepcopy
+from functools import cache
+
+import numpy as np
+import pytest
+from small_runs import CONF
+
+from cyclical_lr import records
+from cyclical_lr.training.config import check, compose_config, describe, plain
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@cache
+def card(name):
+    return plain(compose_config(CONF, [f"+experiment={name}"]))
+
+
+def changed(name, **values):
+    """The card with other values, a key's dot written as two underscores."""
+    plan = deepcopy(card(name))
+    for path, value in values.items():
+        *groups, key = path.split("__")
+        node = plan
+        for group in groups:
+            node = node[group]
+        node[key] = value
+    return plan
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_passes_the_check_and_has_lrs(name):
+    plan = card(name)
+    check(plan)
+    assert plan["experiment"] == name
+    lrs = records.learning_rates(describe(plan, 0))
+    assert lrs.shape == (plan["iterations"] // plan["compress"] + 1,)
+    assert np.isfinite(lrs).all() and (lrs >= 0).all() and 0 < lrs.max() < 1
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiments_label_is_its_name_until_its_numbers_are_changed(name):
+    unchanged = describe(card(name), 0)
+    elsewhere = changed(name, threads=1, eval_every=7, checkpoint_seconds=1, runs_dir="x", data__eval_batch_size=9)
+    assert records.label(name, describe(elsewhere, 3), unchanged) == name
+    longer = describe(changed(name, iterations=card(name)["iterations"] + card(name)["compress"]), 0)
+    assert records.label(name, longer, unchanged) == f"{name}[iterations={longer['iterations']}]"
+
+
+def test_experiments_are_different_runs():
+    ids = {name: records.run_id(describe(card(name), 0)) for name in EXPERIMENTS}
+    assert len(set(ids.values())) == len(EXPERIMENTS) >= 18
+
+
+def test_compress_samples_the_schedule():
+    whole, half = (records.learning_rates(describe(changed("cifar10_tri2", compress=n), 0)) for n in (1, 2))
+    np.testing.assert_allclose(half, whole[::2], rtol=1e-12)

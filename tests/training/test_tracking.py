@@ -1,0 +1,81 @@
+"""W&B is a view: offline unless asked, never in the way, and absent where it is not wanted."""
+
+import logging
+import sys
+import time
+
+import pytest
+from small_runs import Forked, records_in, run_script, tiny
+
+from cyclical_lr.training import tracking
+
+WANDB = ("logger=wandb", "iterations=4", "eval_every=2")
+
+
+def offline_runs(folder, run_id):
+    return sorted((folder / "runs" / run_id / "wandb").glob("offline-run-*"))
+
+
+def script_then_list_wandb_modules(overrides):
+    run_script(overrides)
+    print("wandb modules:", sorted(name for name in sys.modules if name.partition(".")[0] == "wandb"))
+
+
+def test_without_a_logger_nothing_of_wandb_is_imported(tmp_path):
+    overrides = tiny(tmp_path, "iterations=2")
+    code, output = Forked(tmp_path / "out.txt", script_then_list_wandb_modules, overrides).ends()
+    assert code == 0 and "wandb modules: []" in output
+    assert not list(tmp_path.rglob("*wandb*"))
+
+
+@pytest.mark.slow
+def test_seeds_of_one_process_become_offline_runs_of_their_own(tmp_path):
+    code, output = Forked(tmp_path / "out.txt", run_script, tiny(tmp_path, *WANDB, "seed=[0,1]")).ends()
+    assert code == 0, output
+    done = records_in(tmp_path)
+    assert [record.seed for record in done] == [0, 1]
+    for record, other in zip(done, reversed(done), strict=True):
+        (folder,) = offline_runs(tmp_path, record.run_id)
+        assert folder.name.endswith(f"-{record.run_id}")
+        logged = (folder / f"run-{record.run_id}.wandb").read_bytes()
+        assert logged.count(b"test_accuracy") >= 3  # a row per evaluation
+        assert f"seed {record.seed}".encode() in logged and b"base_lr" in logged
+        assert f"seed {other.seed}".encode() not in logged
+
+
+@pytest.mark.slow
+def test_without_a_key_an_online_run_goes_on_offline_and_asks_nothing(tmp_path):
+    overrides = tiny(tmp_path, *WANDB, "logger.mode=online")
+    alone = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    process = Forked(tmp_path / "out.txt", run_script, overrides, **alone)
+    code, output = process.ends(seconds=120)
+    assert code == 0, output
+    assert "logger.mode=online" in output and "offline" in output
+    (record,) = records_in(tmp_path)
+    assert record.status == "done" and len(offline_runs(tmp_path, record.run_id)) == 1
+
+
+def open_without_a_network(folder, run_id):
+    """What `run` does with its logger, at a host that refuses."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+    tracking.INIT_TIMEOUT = 3  # it is how long to wait that is bounded, not this test's patience
+    began = time.monotonic()
+    logger = tracking.open_logger(folder, run_id, "a run", {}, kind="wandb", project="p", entity=None, mode="online")
+    print(f"opened within {time.monotonic() - began:.0f} seconds")
+    assert logger is not None, "not even offline"
+    logger.log_metrics({"test_accuracy": 12.5}, step=1)
+    tracking.close_logger(logger, {"status": "done"}, 0)
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_be_reached_costs_a_bounded_time_and_the_run_is_logged_offline(tmp_path):
+    run_id = "0123456789ab"
+    folder = tmp_path / "runs" / run_id
+    folder.mkdir(parents=True)
+    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
+    process = Forked(tmp_path / "out.txt", open_without_a_network, folder, run_id, **closed)
+    code, output = process.ends(seconds=120)
+    assert "could not be opened online" in output
+    assert code == 0, output
+    (offline,) = offline_runs(tmp_path, run_id)
+    assert b"test_accuracy" in (offline / f"run-{run_id}.wandb").read_bytes()
