@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cyclical_lr import records
@@ -157,6 +158,18 @@ class Seed1Explodes(Cifar10Full):
         super().__init__(num_classes, ceil_mode, lrn, init)
         if torch.initial_seed() == 1:
             self.ip1.weight.data.mul_(1e30)
+
+
+class WithDropout(Cifar10Full):
+    """A network that draws numbers while it trains."""
+
+    stochastic = True
+
+    def __init__(
+        self, num_classes: int = 10, ceil_mode: bool = True, lrn: str = "within_channel", init: str = "caffe"
+    ) -> None:
+        super().__init__(num_classes, ceil_mode, lrn, init)
+        self.norm2 = nn.Sequential(self.norm2, nn.Dropout(0.5))
 
 
 class Fails(Cifar10Full):

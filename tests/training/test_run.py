@@ -255,6 +255,16 @@ def test_a_group_that_is_cut_resumes_as_a_group(tmp_path, train, solo):
         assert_same_bits(tmp_path, folder, outcome.run_id)
 
 
+def test_a_network_that_draws_numbers_draws_the_same_alone_in_a_group_and_continued(tmp_path):
+    dropout = "model._target_=small_runs.WithDropout"
+    with cut(batch=8), pytest.raises(PowerCut):
+        train(tmp_path / "group", dropout, "seed=[0,1]", EVERY_ITERATION)
+    for outcome in train(tmp_path / "group", dropout, "seed=[0,1]"):
+        assert outcome.record.segments[1]["iteration"] == 7
+        train(tmp_path / "alone", dropout, f"seed={outcome.record.seed}")
+        assert_same_bits(tmp_path / "group", tmp_path / "alone", outcome.run_id)
+
+
 @pytest.mark.parametrize("unmeasured", [0, 1])
 def test_members_cut_before_and_after_the_last_evaluation_both_end_with_a_whole_curve(
     tmp_path, train, solo, unmeasured

@@ -112,7 +112,10 @@ class Curves(pl.Callback):
             if member.run_id in self.loggers:
                 metrics = dict(zip(CurveRow.__dataclass_fields__, astuple(row), strict=True))
                 finite = {name: value for name, value in metrics.items() if not math.isnan(value)}
-                self.loggers[member.run_id].log_metrics(finite, step=row.iteration)
+                try:
+                    self.loggers[member.run_id].log_metrics(finite, step=row.iteration)
+                except Exception as error:  # a view must not end a run
+                    log.warning("W&B did not take iteration %d of %s: %s", row.iteration, member.run_id, error)
             try:
                 write_curve(self.folders[member.run_id] / "curve.csv", member.curve)
             except OSError as error:

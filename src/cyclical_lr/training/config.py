@@ -21,7 +21,15 @@ TOP_LEVEL = (
 )
 TRAINER = ("accelerator", "devices", "precision", "emulate_bf16")
 LOGGER = ("kind", "project", "entity", "mode")
+CLUSTER = ()
 """All keys that there are: Hydra takes `+typo=1`, `check` does not. The groups with a `_target_` have its arguments."""
+
+TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float)),
+}
+"""What a class's arguments of these types may be in a config."""
 
 
 def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
@@ -58,16 +66,21 @@ def check(plan: Mapping[str, Any]) -> None:
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER)
     _check_keys("logger", plan["logger"], LOGGER)
+    _check_keys("cluster", plan["cluster"] or {}, CLUSTER)
     for key in ("iterations", "eval_every", "compress"):
         _check_whole(key, plan[key], 1)
     if plan["threads"] is not None:
         _check_whole("threads", plan["threads"], 1)
     seconds = plan["checkpoint_seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise ConfigError(f"checkpoint_seconds: expected a number of seconds >= 0, got {seconds!r}")
     if plan["iterations"] % plan["compress"]:
         raise ConfigError(f"compress: expected a divisor of iterations={plan['iterations']}, got {plan['compress']}")
     seeds(plan["seed"])
+    _check_whole("trainer.devices", plan["trainer"]["devices"], 1)
+    if plan["trainer"]["accelerator"] not in ("cpu", "gpu"):
+        got = plan["trainer"]["accelerator"]
+        raise ConfigError(f"trainer.accelerator: expected 'cpu' or 'gpu', got {got!r}; use trainer=cpu or trainer=gpu")
     if plan["trainer"]["precision"] not in PRECISIONS:
         known, got = ", ".join(PRECISIONS), plan["trainer"]["precision"]
         raise ConfigError(f"trainer.precision: expected one of {known}, got {got!r}")
@@ -92,6 +105,12 @@ def _check_targets(where: str, node: Any) -> None:
         if "_target_" in node:
             target = records.locate(node["_target_"])
             _check_keys(where, node, ["_target_", "_convert_", *_keywords(target)])
+            for parameter in inspect.signature(target).parameters.values():
+                if parameter.name in node and parameter.annotation in TYPES:
+                    expected, types = TYPES[parameter.annotation]
+                    value = node[parameter.name]
+                    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                        raise ConfigError(f"{where}.{parameter.name}: expected {expected}, got {value!r}")
         for key, value in node.items():
             _check_targets(f"{where}.{key}", value)
     elif isinstance(node, list):

@@ -125,6 +125,8 @@ class Classifier(pl.LightningModule):
         tested = self._tested.tolist()
         seconds = time.perf_counter() - self._eval_started
         for m, member in enumerate(self.members):
+            if self.iteration > 0 and not math.isfinite(tested[m][0]):  # the training loss tells a step later
+                member.diverged = member.diverged or f"test loss is {tested[m][0]} at iteration {self.iteration}"
             if member.diverged:
                 continue
             member.eval_seconds += seconds

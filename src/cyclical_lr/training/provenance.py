@@ -24,6 +24,7 @@ def commit() -> tuple[str, bool]:
         return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # a copy inside somebody else's checkout is not of its commit
         top = git("rev-parse", "--show-toplevel")
         untouched = [f":(exclude,top){folder}" for folder in EVIDENCE]
         return git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -61,7 +62,8 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
         card = describe(plain(compose_config(conf, [f"+experiment={plan['experiment']}"])), 0)
     name = records.label(plan["experiment"] or "custom", configs[0], card)
     results, folders = Path(plan["results_dir"]), {}
-    _check_writable("results_dir", results)
+    for path in (records.record_path(results, "any"), records.curve_path(results, "any")):
+        _check_writable("results_dir", path.parent)
     if plan["threads"]:
         torch.set_num_threads(plan["threads"])
 
@@ -144,7 +146,7 @@ def _train(
     folders: Mapping[str, Path],
     lrs: np.ndarray[Any, Any],
 ) -> list[Record]:
-    """Train runs that differ in their seed only; those that stand at the same iteration share a process."""
+    """Train runs that differ in their seed only; those that stand at the same point are stepped together."""
     make_trainer(**plan["trainer"])  # a device that is not there is found out before the data are unpacked
     data = build(plan["data"])
     data.prepare_data()
@@ -155,9 +157,12 @@ def _train(
         if restore_checkpoint(folders[member.run_id], member):
             log.info("%s seed %d continues at iteration %s", name, member.seed, f"{member.iteration:,}")
         members.append(member)
-    by_iteration = sorted(members, key=lambda member: member.iteration)
+
+    def position(member: Member) -> tuple[int, bool]:
+        return member.iteration, member.evaluation_due(plan["eval_every"], len(lrs) - 1)
+
     out = []
-    for _, group in groupby(by_iteration, key=lambda member: member.iteration):
+    for _, group in groupby(sorted(members, key=position), key=position):
         together = list(group)
         own = [config for config in configs if config["seed"] in {member.seed for member in together}]
         out += _train_together(plan, together, own, folders, lrs, data)
@@ -219,6 +224,8 @@ def _train_together(
             blocks = data.train_blocks([member.seed for member in members], first, iterations, every)
             trainer.fit(module, blocks, data.eval_blocks())
         checkpoints.save(module)
+    except SystemExit as leave:  # how Lightning answers SIGTERM, and with a code of 0
+        raise SystemExit(leave.code or 128 + signal.SIGTERM) from leave
     except Exception as failure:
         error = failure
     module.stop_clock()

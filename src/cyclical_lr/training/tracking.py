@@ -31,7 +31,7 @@ def open_logger(
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
-    if mode == "online" and not wandb.api.api_key:
+    if mode == "online" and not _has_key(wandb):
         log.warning("logger.mode=online, but no W&B key is set (wandb login, or WANDB_API_KEY): logging offline")
         mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
@@ -56,8 +56,17 @@ def open_logger(
             return WandbLogger(experiment=run)
         except Exception as error:  # wandb's view of the world must not end a run
             log.warning("W&B could not be opened %s (%s: %s)", attempt, type(error).__name__, error)
+            wandb.teardown()  # its service holds on to the run's id
     log.warning("W&B is off for this run; its record and curve are written as always")
     return None
+
+
+def _has_key(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except Exception as error:  # a malformed key, say
+        log.warning("W&B refuses its key (%s)", error)
+        return False
 
 
 def close_logger(logger: Any, summary: dict[str, Any], exit_code: int) -> None:
