@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 
 import pytest
 from small_runs import Forked, records_in, run_script, tiny
@@ -55,27 +54,30 @@ def test_without_a_key_an_online_run_goes_on_offline_and_asks_nothing(tmp_path):
     assert record.status == "done" and len(offline_runs(tmp_path, record.run_id)) == 1
 
 
-def open_without_a_network(folder, run_id):
-    """What `run` does with its logger, at a host that refuses."""
+def open_without_a_network(folders):
+    """What `run` does with the loggers of several seeds, at a host that refuses."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
     tracking.INIT_TIMEOUT = 3  # it is how long to wait that is bounded, not this test's patience
-    began = time.monotonic()
-    logger = tracking.open_logger(folder, run_id, "a run", {}, kind="wandb", project="p", entity=None, mode="online")
-    print(f"opened within {time.monotonic() - began:.0f} seconds")
-    assert logger is not None, "not even offline"
-    logger.log_metrics({"test_accuracy": 12.5}, step=1)
-    tracking.close_logger(logger, {"status": "done"}, 0)
+    loggers = [
+        tracking.open_logger(folder, folder.name, "a run", {}, kind="wandb", project="p", entity=None, mode="online")
+        for folder in folders
+    ]
+    assert None not in loggers, "not even offline"
+    for logger in loggers:
+        logger.log_metrics({"test_accuracy": 12.5}, step=1)
+    for logger in loggers:
+        tracking.close_logger(logger, {"status": "done"}, 0)
 
 
 @pytest.mark.slow
-def test_a_host_that_cannot_be_reached_costs_a_bounded_time_and_the_run_is_logged_offline(tmp_path):
-    run_id = "0123456789ab"
-    folder = tmp_path / "runs" / run_id
-    folder.mkdir(parents=True)
+def test_a_host_that_cannot_be_reached_costs_a_bounded_time_and_every_seed_is_logged_offline(tmp_path):
+    folders = [tmp_path / "runs" / run_id for run_id in ("0123456789ab", "ba9876543210")]
+    for folder in folders:
+        folder.mkdir(parents=True)
     closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
-    process = Forked(tmp_path / "out.txt", open_without_a_network, folder, run_id, **closed)
-    code, output = process.ends(seconds=120)
+    code, output = Forked(tmp_path / "out.txt", open_without_a_network, folders, **closed).ends(seconds=120)
     assert "could not be opened online" in output
-    assert code == 0, output
-    (offline,) = offline_runs(tmp_path, run_id)
-    assert b"test_accuracy" in (offline / f"run-{run_id}.wandb").read_bytes()
+    assert code == 0 and "did not finish" not in output, output
+    for folder in folders:
+        (offline,) = offline_runs(tmp_path, folder.name)
+        assert b"test_accuracy" in (offline / f"run-{folder.name}.wandb").read_bytes()

@@ -42,6 +42,8 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     torch.save(state, file)
     data = file.getvalue()
     path = folder / f"checkpoint-{member.iteration:09d}.pt"
+    for leftover in folder.glob(".checkpoint-*.tmp"):  # of a process that was killed while writing; we hold the lock
+        leftover.unlink(missing_ok=True)
     write_atomic(path, data + hashlib.sha256(data).digest())
     for old in sorted(folder.glob("checkpoint-*.pt"))[:-CHECKPOINTS_KEPT]:
         old.unlink(missing_ok=True)

@@ -76,6 +76,12 @@ def check(plan: Mapping[str, Any]) -> None:
         raise ConfigError(f"checkpoint_seconds: expected a number of seconds >= 0, got {seconds!r}")
     if plan["iterations"] % plan["compress"]:
         raise ConfigError(f"compress: expected a divisor of iterations={plan['iterations']}, got {plan['compress']}")
+    for key in ("results_dir", "runs_dir"):
+        if not isinstance(plan[key], str) or not plan[key]:
+            raise ConfigError(f"{key}: expected a folder, got {plan[key]!r}; give {key}=FOLDER or leave it out")
+    if plan["model"].get("num_classes", plan["data"]["num_classes"]) != plan["data"]["num_classes"]:
+        ours, theirs = plan["model"]["num_classes"], plan["data"]["num_classes"]
+        raise ConfigError(f"model.num_classes: expected data.num_classes={theirs}, got {ours}; leave it out")
     seeds(plan["seed"])
     _check_whole("trainer.devices", plan["trainer"]["devices"], 1)
     if plan["trainer"]["accelerator"] not in ("cpu", "gpu"):

@@ -1,8 +1,10 @@
 """Weights & Biases: a view of the local files, never in the way of training."""
 
 import logging
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cyclical_lr.records import ConfigError
 
@@ -34,6 +36,8 @@ def open_logger(
     if mode == "online" and not _has_key(wandb):
         log.warning("logger.mode=online, but no W&B key is set (wandb login, or WANDB_API_KEY): logging offline")
         mode = "offline"
+    if mode == "online" and not _reachable(wandb.setup().settings.base_url):
+        mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
             run = wandb.init(
@@ -56,7 +60,7 @@ def open_logger(
             return WandbLogger(experiment=run)
         except Exception as error:  # wandb's view of the world must not end a run
             log.warning("W&B could not be opened %s (%s: %s)", attempt, type(error).__name__, error)
-            wandb.teardown()  # its service holds on to the run's id
+            wandb.teardown()  # its service holds on to the run's id; other runs of this process lose their view
     log.warning("W&B is off for this run; its record and curve are written as always")
     return None
 
@@ -67,6 +71,17 @@ def _has_key(wandb: Any) -> bool:
     except Exception as error:  # a malformed key, say
         log.warning("W&B refuses its key (%s)", error)
         return False
+
+
+def _reachable(url: str) -> bool:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=INIT_TIMEOUT).close()
+    except OSError as error:
+        log.warning("W&B could not be opened online (%s: %s): logging offline", url, error)
+        return False
+    return True
 
 
 def close_logger(logger: Any, summary: dict[str, Any], exit_code: int) -> None:
