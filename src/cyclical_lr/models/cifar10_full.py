@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import Gaussian, Param, caffe_layer, lrn
+from cyclical_lr.models.layers import Gaussian, MaxPool2d, Param, caffe_layer, lrn
 
 
 class Cifar10Full(nn.Module):
@@ -27,15 +27,15 @@ class Cifar10Full(nn.Module):
         super().__init__()
         bias_2x = Param(lr_mult=2)
         self.conv1 = caffe_layer(nn.Conv2d(3, 32, 5, padding=2), Param(Gaussian(1e-4)), bias_2x, init)
-        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
-        self.relu1 = nn.ReLU()
+        self.pool1 = MaxPool2d(3, 2, ceil_mode=ceil_mode)
+        self.relu1 = nn.ReLU(inplace=True)
         self.norm1 = _lrn(lrn)
         self.conv2 = caffe_layer(nn.Conv2d(32, 32, 5, padding=2), Param(Gaussian(0.01)), bias_2x, init)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
         self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
         self.norm2 = _lrn(lrn)
         self.conv3 = caffe_layer(nn.Conv2d(32, 64, 5, padding=2), Param(Gaussian(0.01)), Param(), init)
-        self.relu3 = nn.ReLU()
+        self.relu3 = nn.ReLU(inplace=True)
         self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
         self.ip1 = caffe_layer(
             nn.Linear(64 * (4 if ceil_mode else 3) ** 2, num_classes),

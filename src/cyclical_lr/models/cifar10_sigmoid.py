@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import CaffeBatchNorm, Gaussian, Param, caffe_layer
+from cyclical_lr.models.layers import CaffeBatchNorm, Gaussian, MaxPool2d, Param, caffe_layer
 
 
 class Cifar10Sigmoid(nn.Module):
@@ -35,7 +35,7 @@ class Cifar10Sigmoid(nn.Module):
             return CaffeBatchNorm(channels) if batch_norm else nn.Identity()
 
         self.conv1 = conv(3, 32, 1e-4, Param(lr_mult=2))
-        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool1 = MaxPool2d(3, 2, ceil_mode=ceil_mode)
         self.bn1 = norm(32)
         self.conv2 = conv(32, 32, 0.01, Param(lr_mult=2))
         self.bn2 = norm(32)
