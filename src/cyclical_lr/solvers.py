@@ -41,8 +41,11 @@ def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True
     ]
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the LR of the next step: `lr` times each group's lr_mult."""
+def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
+    """Set the LR of the next step: `lr` times each group's lr_mult.
+
+    `lr` may be a 0-dim tensor for optimizers that say so by an attribute `takes_tensor_lr`.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
@@ -63,6 +66,8 @@ class CaffeSGD(Optimizer):
         weight_decay: L2, added to the gradient.
     """
 
+    takes_tensor_lr = True
+
     def __init__(self, params: Any, lr: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         _check_momentum(momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -72,7 +77,8 @@ class CaffeSGD(Optimizer):
         loss = _evaluate(closure)
         for group, params, grads, (velocities,) in _decayed(self, "velocity"):
             torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, grads, alpha=group["lr"])
+            torch._foreach_mul_(grads, group["lr"])
+            torch._foreach_add_(velocities, grads)
             torch._foreach_sub_(params, velocities)
         return loss
 
@@ -89,6 +95,8 @@ class CaffeNesterov(Optimizer):
     Args: as `CaffeSGD`.
     """
 
+    takes_tensor_lr = True
+
     def __init__(self, params: Any, lr: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         _check_momentum(momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -98,8 +106,9 @@ class CaffeNesterov(Optimizer):
         loss = _evaluate(closure)
         for group, params, grads, (velocities,) in _decayed(self, "velocity"):
             torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, grads, alpha=group["lr"])
-            torch._foreach_sub_(params, grads, alpha=group["lr"])
+            torch._foreach_mul_(grads, group["lr"])
+            torch._foreach_add_(velocities, grads)
+            torch._foreach_sub_(params, grads)
             torch._foreach_sub_(params, velocities, alpha=group["momentum"])
         return loss
 

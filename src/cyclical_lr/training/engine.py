@@ -1,6 +1,6 @@
-"""One iteration of training: the readable reference that every faster engine must equal."""
+"""One iteration of training: the readable reference, and the fast engine that must equal it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def reference_step(
     solver: Optimizer,
     x: Tensor,
     y: Tensor,
-    lr: float,
+    lr: float | Tensor,
     backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> Tensor:
     """One solver step, as Caffe's Solver::Step does it: loss is the mean over the batch, the update uses lr(t).
@@ -38,7 +38,7 @@ def reference_step(
             `loss_weights` weighs (Caffe's loss_weight), one number each.
         solver: over the network's parameters; its groups may carry `lr_mult`.
         x, y: the batch; y is int64 [N].
-        lr: of this iteration, for weights (lr_mult 1).
+        lr: of this iteration, for weights (lr_mult 1); a 0-dim tensor where the solver takes one.
         backward: what computes the gradients; Lightning passes its own.
     Returns:
         the loss before the step, detached, scalar.
@@ -55,3 +55,86 @@ def reference_step(
 def _weighted_loss(network: Any, heads: tuple[Tensor, ...], y: Tensor) -> Tensor:
     losses = [weight * F.cross_entropy(head, y) for weight, head in zip(network.loss_weights, heads, strict=True)]
     return torch.stack(losses).sum()
+
+
+class FastEngine:
+    """Many iterations of several runs without Python in between: one CUDA graph, replayed once per iteration.
+
+    The graph holds `reference_step` of every run, each on a stream of its own, and reads the LR, the samples' indices
+    and its own position from device memory. On a CPU the same program runs without a graph: that is how it is tested
+    where there is no GPU.
+
+    Args:
+        networks, solvers: one each per run, on one device, in training mode. No random numbers are drawn in training,
+            and the solvers take the LR as a tensor (`unsuited`).
+        train_set: maps indices, int64 [batch], to (x, y) on the device.
+        lrs: the schedule's value at every iteration.
+        loss_sums: 0-dim tensors on the device, one per run, to which each iteration's loss is added.
+    """
+
+    WARM_UP = 3
+    """Iterations that run without a graph, on side streams: torch asks for them before it captures one."""
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        solvers: Sequence[Optimizer],
+        train_set: nn.Module,
+        lrs: Sequence[float],
+        loss_sums: Sequence[Tensor],
+    ) -> None:
+        self.runs = list(zip(networks, solvers, loss_sums, strict=True))
+        self.train_set = train_set
+        self.device = loss_sums[0].device
+        self.lrs = torch.tensor(lrs, dtype=torch.float64, device=self.device)
+        self.iteration, self.row = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2))
+        self.indices = torch.zeros(0)
+        self.streams = [torch.cuda.Stream(self.device) for _ in networks] if self.device.type == "cuda" else []
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = 0
+
+    def __call__(self, start: int, indices: Tensor) -> None:
+        """Train iterations `start` to `start` + k - 1 on `indices`, int64 [runs, k, batch], of the training set."""
+        runs, k, batch = indices.shape
+        if self.indices.shape[1:2] < indices.shape[1:2]:  # the graph reads fixed memory: a longer block needs another
+            self.indices = torch.zeros((runs, k, batch), dtype=torch.int64, device=self.device)
+            self.graph = None
+        self.indices[:, :k].copy_(indices)
+        self.iteration.fill_(start)
+        self.row.zero_()
+        for _ in range(k):
+            if self.graph is None and self.streams and self.warm >= self.WARM_UP:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self._iterate()
+            if self.graph is None:
+                self._iterate()
+                self.warm += 1
+            else:
+                self.graph.replay()
+
+    def _iterate(self) -> None:
+        """One iteration of every run; reads and writes device memory alone, with nothing left to Python."""
+        torch.clear_autocast_cache()  # its copies of the weights are those of the iteration before
+        here = torch.cuda.current_stream(self.device) if self.streams else None
+        lr = self.lrs.index_select(0, self.iteration).squeeze(0)
+        for number, (network, solver, loss_sum) in enumerate(self.runs):
+            stream = self.streams[number] if self.streams else None
+            if stream is not None and here is not None:
+                stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                x, y = self.train_set(self.indices[number].index_select(0, self.row).squeeze(0))
+                loss_sum += reference_step(network, solver, x, y, lr)
+            if stream is not None and here is not None:
+                here.wait_stream(stream)
+        self.iteration += 1
+        self.row += 1
+
+
+def unsuited(networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
+    """Why `FastEngine` cannot train these runs; empty where it can."""
+    if any(getattr(module, "stochastic", False) for root in (*networks, train_set) for module in root.modules()):
+        return "the run draws random numbers while it trains"
+    if not all(getattr(solver, "takes_tensor_lr", False) for solver in solvers):
+        return f"{type(solvers[0]).__name__} does not take its LR as a tensor"
+    return ""
