@@ -5,7 +5,7 @@ EXPERIMENT ?= cifar10_tri2
 DEMO ?= outputs/demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test run check lock clean
+.PHONY: demo test run check report soak gpu-check lock clean
 
 demo: $(VENV)/installed  ## train two schedules on the embedded sample, draw their curves
 	$(BIN)/python scripts/run.py -m +experiment=cifar10_fixed_25k,cifar10_tri2 data=cifar10_sample compress=50 \
@@ -22,6 +22,15 @@ check: $(VENV)/installed
 
 run: $(VENV)/installed  ## the main job on the full data set: make run EXPERIMENT=cifar10_fixed
 	$(BIN)/python scripts/run.py +experiment=$(EXPERIMENT)
+
+report: $(VENV)/installed  ## tables, verdicts, figures, page and README from results/
+	$(BIN)/python scripts/report.py
+
+soak: $(VENV)/installed  ## twenty processes on one study, a hundred of them killed: about ten minutes
+	$(BIN)/python tests/soak.py --faults 100
+
+gpu-check: $(VENV)/installed  ## on a machine with a GPU: is the fast engine right, and how fast
+	$(BIN)/python benchmarks/gpu_check.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed, this is " + sys.version + "; name another by make PYTHON=...")'

@@ -38,7 +38,7 @@ from cyclical_lr.records import build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import reference_step
+from cyclical_lr.training.engine import BLOCKS, choose_engine, reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member
 from cyclical_lr.training.tracking import open_logger
@@ -72,9 +72,9 @@ class PlainModule(pl.LightningModule):
 
     WARM_UP = 5
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = PlainNet()
+        self.network = network
 
     def training_step(self, batch: list[Tensor], number: int) -> Tensor:
         return F.cross_entropy(self.network(batch[0]), batch[1])
@@ -187,7 +187,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
             module(x.requires_grad_(number > 0)).backward(upstream)
             module.weight.grad = module.bias.grad = x.grad = None
 
-    module = PlainModule()
+    module = PlainModule(PlainNet())
     loader = DataLoader(pictures, plan["data"]["batch_size"], shuffle=True, num_workers=2, persistent_workers=True)
 
     def module_arm(_: int) -> float:
@@ -214,7 +214,9 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
             alternate,
         ]
         trainer = make_trainer(**plan["trainer"], max_epochs=1, callbacks=callbacks, default_root_dir=folder)
-        trainer.fit(Classifier([ours], data.train, data.test, lrs), data.train_blocks([0], 0, iterations, iterations))
+        engine = choose_engine(plan["engine"], [ours.network], [ours.solver], data.train, device)
+        blocks = data.train_blocks([0], 0, iterations, iterations, BLOCKS[engine])
+        trainer.fit(Classifier([ours], data.train, data.test, lrs, engine), blocks)
 
     equal = all(
         torch.equal(a.cpu(), b.cpu())

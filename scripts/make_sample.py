@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cyclical_lr.data.cifar import SAMPLE_FOLDER, sha256_in_order
+from cyclical_lr.data.cifar_files import SAMPLE_FOLDER, sha256_in_order
 
 
 def main(root: str) -> None:

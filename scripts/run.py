@@ -3,11 +3,15 @@
 
     python scripts/run.py +experiment=cifar10_tri2
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
+    python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)' cluster=slurm
 
-Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged. A sweep exits with 0 or 1.
+Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged. A sweep reports how each of its runs ended,
+and exits with 0 or 1.
 """
 
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from cyclical_lr.records import Record
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONF = REPOSITORY / "conf"
+CODE = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
+CONF = CODE / "conf"
 UNUSABLE, DIVERGED = 2, 3
 
 
@@ -58,11 +63,15 @@ def main(cfg: DictConfig) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
+    except Exception:
+        if not alone:  # the sweep's report has one line for it
+            traceback.print_exc()
+        raise
     for outcome in outcomes:
         if outcome.fresh and outcome.record is not None:
             print(summary(outcome.record, CONF, Path(cfg.results_dir)))
     range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
-    if range_test:
+    if range_test and outcomes:  # of several ranks, the first has them
         print(bounds(cfg, [outcome.record for outcome in outcomes if outcome.record]))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
     if alone and diverged and not range_test:  # in a range test, divergence is an outcome
@@ -83,8 +92,20 @@ def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
     ]
     figure = figures.range_test(curves, range_test.find_bounds(curves), usable[0].label)
     written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
-    stepsize = cfg.schedule.stepsize // 2  # Figure 1 uses half of Figure 3's ramp: four epochs
-    return "\n".join([range_test.report(curves, stepsize=stepsize), *(f"  wrote  {path}" for path in written)])
+    report = range_test.report(curves, stepsize=suggested_stepsize(cfg))
+    return "\n".join([report, *(f"  wrote  {path}" for path in written)])
+
+
+def suggested_stepsize(cfg: DictConfig) -> int:
+    """Half a cycle for training after a range test: the paper's for its network, or else half of the test's ramp.
+
+    Figure 1 uses half of Figure 3's ramp, four epochs.
+    """
+    import yaml
+
+    stated = yaml.safe_load((CONF / "paper" / "text.yaml").read_text())["bounds"]
+    paper = {row["experiment"]: row["stepsize"] for row in stated if "stepsize" in row}
+    return int(paper.get(cfg.experiment, cfg.schedule.stepsize // 2))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,46 @@
 #!/usr/bin/env python
 """Run what is missing of a study: every experiment that it lists, for every seed.
 
-    python scripts/study.py +study=NAME [seeds=N] [KEY=VALUE ...]
+    python scripts/study.py +study=NAME [seeds=N] [jobs=N] [--config-dir FOLDER] [KEY=VALUE ...]
 
 NAME is a file in conf/study/, or the path of one of your own; seeds=N means seeds 0 to N - 1; every other override goes
-to each run, as in scripts/run.py (trainer=gpu, logger=none, results_dir=...).
+to each run, as in scripts/run.py (trainer=gpu, logger=none, results_dir=..., cluster=slurm). FOLDER holds experiment/,
+schedule/ and so on of your own.
 
-One run after another, all experiments of a seed before the next seed, so that intervals narrow evenly. Finished runs
-are left alone and interrupted ones go on: stop it with Ctrl-C, and start it again, whenever you like. A run that fails
-does not stop the others. Exit codes: 0 all done, 1 some failed, 2 unusable input.
+All experiments of a seed come before the next seed, so that intervals narrow evenly: one run after another, or jobs=N
+at a time in processes of their own, each with its share of the cores (threads=). cluster=slurm submits them instead, and
+waits.
+Finished runs are left alone and interrupted ones go on: stop it with Ctrl-C, and start it again, whenever you like. A
+run that fails does not stop the others.
+Exit codes: 0 all done, 1 some failed, 2 unusable input, 130 stopped.
 """
 
+import argparse
 import logging
+import os
+import signal
+import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONF = REPOSITORY / "conf"
+if TYPE_CHECKING:
+    from cyclical_lr.training.sweep import Job
+
+CODE = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
+CONF = CODE / "conf"
+OWN = ("study", "seeds", "jobs")
+DIVERGED, STOPPED = 3, 130
 log = logging.getLogger("study")
 
 
@@ -33,54 +53,162 @@ def main(arguments: list[str]) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    own = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
-    common = [a for a in arguments if a.partition("=")[0] not in ("+study", "study", "seeds")]
-    name, seeds = own.get("study", ""), own.get("seeds", "1")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    options, arguments = parser.parse_known_args(arguments)
+    if options.config_dir is not None:
+        if not options.config_dir.is_dir():
+            return refuse(f"--config-dir: expected a folder, got {options.config_dir}")
+        os.environ["CYCLICAL_LR_CONF"] = str(options.config_dir.resolve())  # for other processes too
+    given = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
+    common = [a for a in arguments if a.partition("=")[0].lstrip("+") not in OWN]
+    name, seeds, at_once = given.get("study", ""), given.get("seeds", "1"), given.get("jobs", "1")
     file = files.get(name, Path(name))
     if not file.is_file():
         return refuse(f"study: there is no {name!r}; expected a file or one of {', '.join(files)}")
-    if not seeds.isdecimal() or int(seeds) < 1 or "seed" in own:
+    if not seeds.isdecimal() or int(seeds) < 1 or "seed" in given:
         return refuse(f"seeds: expected seeds=N with a whole number N >= 1 and no seed=, got {' '.join(arguments)}")
+    if not at_once.isdecimal() or int(at_once) < 1:
+        return refuse(f"jobs: expected jobs=N with a whole number N >= 1, got {at_once!r}")
 
     from cyclical_lr import records  # imported here: what is above stays quick
-    from cyclical_lr.training.config import check, compose_config, describe, plain
-    from cyclical_lr.training.run import run, summary
+    from cyclical_lr.training import snapshot, sweep
+    from cyclical_lr.training.config import compose_config
 
-    planned = []
+    jobs = []
     try:
+        cluster = compose_config(CONF, common).cluster
+        if cluster.kind != "local" and "jobs" in given:
+            return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
         for seed in range(int(seeds)):
             for arm in yaml.safe_load(file.read_text())["experiments"]:
-                cfg = compose_config(CONF, [*f"+experiment={arm}".split(), *common, f"seed={seed}"])
-                plan = plain(cfg)
-                check(plan)
-                planned.append((f"{arm} seed {seed}", cfg, describe(plan, seed), Path(plan["results_dir"])))
-    except (records.ConfigError, KeyError, TypeError) as error:
+                overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
+                jobs.append(sweep.plan_job(compose_config(CONF, overrides), CONF, overrides))
+    except (records.ConfigError, HydraException, KeyError, TypeError) as error:
         return refuse(str(error))
 
-    missing = [one for one in planned if not records.is_over(one[3], records.run_id(one[2]))]
-    log.info("%d of %d runs are done, %d are missing", len(planned) - len(missing), len(planned), len(missing))
-    left = sum(config["iterations"] for _, _, config, _ in missing)
-    trained, started, failed = 0, time.monotonic(), []
-    for number, (title, cfg, config, results) in enumerate(missing, 1):
-        hours = left / trained * (time.monotonic() - started) / 3600 if trained else None
-        log.info("[%d/%d] %s%s", number, len(missing), title, f", about {hours:.1f} h left in all" if hours else "")
-        try:
-            for outcome in run(cfg, CONF):
-                if outcome.fresh and outcome.record is not None:
-                    log.info(summary(outcome.record, CONF, results))
-                    trained += config["iterations"]
-        except Exception as error:  # the other runs of a study do not depend on this one
-            log.error("%s failed: %s: %s", title, type(error).__name__, error)
-            failed.append(title)
-        left -= config["iterations"]
-    for title in failed:
-        log.error("failed: %s", title)
-    return 1 if failed else 0
+    missing = sweep.missing(jobs)
+    if missing and cluster.snapshot:
+        snapshot.go_on_from_copy(jobs[0].runs_dir)
+    share = max(1, cores() // int(at_once))
+    try:
+        if missing and cluster.kind != "local":
+            from hydra_plugins.cyclical_lr import launch
+
+            problems = launch(CONF, common, train, missing)
+        elif int(at_once) == 1:
+            problems = one_by_one(missing)
+        else:
+            problems = in_processes(missing, int(at_once), [] if "threads" in given else [f"threads={share}"])
+    except KeyboardInterrupt:
+        log.info("stopped; the same command continues")
+        return STOPPED
+    return 0 if sweep.report(jobs, problems) else 1
 
 
 def refuse(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train(cfg: DictConfig) -> None:
+    """What is done in each job: a run, and what a person reads of it."""
+    from cyclical_lr.training.run import run, summary
+
+    for outcome in run(cfg, CONF):
+        if outcome.fresh and outcome.record is not None:
+            log.info(summary(outcome.record, CONF, Path(cfg.results_dir)))
+
+
+# On this machine ------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Says which run begins, and how long all of them will take, from what the finished ones took."""
+
+    def __init__(self, jobs: Sequence["Job"], at_once: int) -> None:
+        self.iterations = {job.title: sum(one["iterations"] for one in job.missing) for job in jobs}
+        self.left, self.at_once = sum(self.iterations.values()), at_once
+        self.begun, self.trained, self.seconds = 0, 0, 0.0
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def of(self, job: "Job") -> Iterator[None]:
+        started = time.monotonic()
+        with self.lock:
+            self.begun += 1
+            hours = self.left / self.trained * self.seconds / self.at_once / 3600 if self.trained else None
+            left = f", about {hours:.1f} h left in all" if hours is not None else ""
+            log.info("[%d/%d] %s%s", self.begun, len(self.iterations), job.title, left)
+        try:
+            yield
+            with self.lock:
+                self.trained += self.iterations[job.title]
+                self.seconds += time.monotonic() - started
+        finally:
+            with self.lock:
+                self.left -= self.iterations[job.title]
+
+
+def one_by_one(jobs: Sequence["Job"]) -> dict[str, str]:
+    """Run the jobs in this process; by a job's title, why it failed."""
+    from cyclical_lr.training.config import compose_config
+
+    problems, progress = {}, Progress(jobs, 1)
+    for job in jobs:
+        try:
+            with progress.of(job):
+                train(compose_config(CONF, job.overrides))
+        except Exception as error:  # the other runs of a study do not depend on this one
+            problems[job.title] = f"{type(error).__name__}: {error}"
+            log.exception("%s failed", job.title)
+    return problems
+
+
+def in_processes(jobs: Sequence["Job"], at_once: int, overrides: Sequence[str]) -> dict[str, str]:
+    """Run each job as `scripts/run.py` with more overrides, some at a time; by a job's title, why it failed.
+
+    Whatever ends this process, but for SIGKILL, ends the others first.
+    """
+    progress = Progress(jobs, at_once)
+    children: list[subprocess.Popen[str]] = []
+    stopping = False
+
+    def work(job: "Job") -> None:
+        command = [sys.executable, str(CODE / "scripts" / "run.py"), *job.overrides, *overrides]
+        with progress.of(job):
+            with progress.lock:
+                if stopping:
+                    raise RuntimeError("stopped")
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                children.append(child)
+            last = ""
+            for line in child.stdout or ():
+                last = line.rstrip()
+                log.info(last)
+            if child.wait() not in (0, DIVERGED):
+                raise RuntimeError(f"exit code {child.returncode} after {last!r}")
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    problems = {}
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        futures = {pool.submit(work, job): job.title for job in jobs}
+        for future in as_completed(futures):
+            if error := future.exception():
+                problems[futures[future]] = str(error)
+                log.error("%s failed: %s", futures[future], error)
+    finally:
+        with progress.lock:
+            stopping = True
+            for child in children:
+                child.terminate()
+        pool.shutdown(cancel_futures=True)
+    return problems
 
 
 if __name__ == "__main__":

@@ -120,13 +120,13 @@ class TinyData(CifarData):
         self.served = iteration + count
         return super().indices(seed, iteration, count)
 
-    def eval_blocks(self, split: Any = "test") -> "DataLoader[torch.Tensor]":
-        return DataLoader(_Evaluation(self), batch_size=None)
+    def eval_blocks(self, split: Any = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[torch.Tensor]":
+        return DataLoader(_Evaluation(self, shard), batch_size=None)
 
 
 class _Evaluation(Dataset[torch.Tensor]):
-    def __init__(self, data: TinyData) -> None:
-        self.data, self.parts = data, torch.arange(len(data.test)).split(len(data.test) // 2)
+    def __init__(self, data: TinyData, shard: tuple[int, int]) -> None:
+        self.data, self.parts = data, torch.arange(len(data.test))[shard[0] :: shard[1]].split(len(data.test) // 2)
 
     def __len__(self) -> int:
         return len(self.parts)

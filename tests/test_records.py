@@ -66,6 +66,8 @@ def test_what_is_computed_changes_the_id(path, value):
         ("data.root", "elsewhere"),
         ("data.source", "copy.tar.gz"),
         ("data.eval_batch_size", 7),
+        ("data.workers", 3),
+        ("data.decode", "device"),
         ("eval_every", 20),
         ("threads", 2),
         ("engine", "fast"),
@@ -133,6 +135,9 @@ def test_the_label_names_another_set_by_its_name_and_a_compressed_schedule_by_it
         "card[compress=10,data=cifar10_sample]"
     )
     assert records.label("card", with_value("data.train_sha256", "c"), CONFIG) == "card[data.train_sha256=c]"
+    left_open = with_value("data.train_sha256", None)
+    assert records.label("card", with_value("data.train_sha256", "c"), left_open) == "card"
+    assert records.run_id(with_value("data.train_sha256", "c")) != records.run_id(CONFIG)
 
 
 def test_runs_without_an_experiment_get_labels_that_differ_when_they_do():
@@ -177,6 +182,22 @@ def test_a_record_and_a_curve_come_back_as_they_were_written(tmp_path):
     assert math.isnan(read[0].train_loss) and replace(read[0], train_loss=0.0) == replace(ROWS[0], train_loss=0.0)
 
 
+CIFAR_HEADER = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds"
+
+
+def test_a_curve_has_a_top_5_column_only_where_it_was_measured(tmp_path):
+    path = records.write_curve(tmp_path / "c.csv", ROWS)
+    assert path.read_text() == (
+        f"{CIFAR_HEADER}\n0,0.001,,2.302585092994046,10.0,0.0\n10,0.3333333333333333,2.3,2.2,11.0,0.1\n"
+    )
+    path = records.write_curve(tmp_path / "c.csv", [ROWS[0], replace(ROWS[1], test_accuracy_top5=1 / 3)])
+    header, first, second = path.read_text().splitlines()
+    assert header == f"{CIFAR_HEADER},test_accuracy_top5"
+    assert first.endswith(",0.0,") and second.endswith(",0.1,0.3333333333333333")
+    read = records.read_curve(path)
+    assert math.isnan(read[0].test_accuracy_top5) and read[1].test_accuracy_top5 == 1 / 3
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run_id": "abc"}'])
 def test_what_is_not_a_record_is_named(tmp_path, text):
     (tmp_path / "foreign.json").write_text(text)
@@ -185,7 +206,11 @@ def test_what_is_not_a_record_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n1,2\n", "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds\n1\n"]
+    "text",
+    [
+        *("", "a,b\n1,2\n", f"{CIFAR_HEADER}\n1\n", f"{CIFAR_HEADER}\n0,0.1,,2.3,10.0,0,50.0\n"),
+        f"{CIFAR_HEADER},test_accuracy_top5\n0,0.1,,2.3,10.0,0\n",
+    ],
 )
 def test_what_is_not_a_curve_is_named(tmp_path, text):
     (tmp_path / "foreign.csv").write_text(text)

@@ -134,19 +134,31 @@ def test_in_a_sweep_the_others_finish_beside_one_that_diverges(tmp_path, script)
     assert code == 0, output
     statuses = {record.config["schedule"]["max_lr"]: record.status for record in records_in(tmp_path)}
     assert statuses == {0.005: "done", 1e30: "diverged", 0.006: "done"}
+    lines = re.findall(r"^  (\w+) +custom\[.*\] seed 0  (.*)$", output, re.MULTILINE)
+    assert [status for status, _ in lines] == ["done", "diverged", "done"], output
+    assert "loss is" in lines[1][1] and lines[2][1].endswith(" %")
 
 
 def test_in_a_sweep_the_others_finish_beside_one_that_fails_and_the_exit_code_tells(tmp_path, script):
     code, output = script("iterations=2", "schedule.stepsize=3,0,4", sweep=True)
-    assert code == 1 and "schedule.stepsize" in output
+    assert code == 1
+    assert re.search(r"^  failed +schedule.stepsize=0 +schedule.stepsize: expected", output, re.MULTILINE), output
     assert {record.config["schedule"]["stepsize"] for record in records_in(tmp_path)} == {3, 4}
+
+
+def test_the_report_of_a_sweep_has_a_failed_runs_message_and_the_log_its_traceback(tmp_path, script):
+    code, output = script("iterations=2", "model._target_=small_runs.Fails,small_runs.WithDropout", sweep=True)
+    assert code == 1
+    assert re.search(r"^  failed .* seed 0  RuntimeError: the cat sat on the cable$", output, re.MULTILINE), output
+    assert "Traceback" in output and "1 of 2 runs are done" in output
+    assert sorted(record.status for record in records_in(tmp_path)) == ["done", "failed"]
 
 
 def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path, script):
     assert script("iterations=2", "seed=0,1", sweep=True)[0] == 0
     before = {record.seed: record.ended for record in records_in(tmp_path)}
     code, output = script("iterations=2", "seed=range(3)", sweep=True)
-    assert code == 0 and output.count("already done") == 2
+    assert code == 0 and "2 of 3 runs are done, 1 are missing" in output
     after = {record.seed: record.ended for record in records_in(tmp_path)}
     assert set(after) == {0, 1, 2} and {seed: after[seed] for seed in before} == before
 

@@ -1,26 +1,28 @@
 """Studies: lists of experiments, run until nothing is missing."""
 
 import os
+import re
+import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from small_runs import CONF, REPOSITORY, Forked, records_in
 
 from cyclical_lr import records
 from cyclical_lr.training.config import check, compose_config, describe, plain
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONF = REPOSITORY / "conf"
+SCRIPT = REPOSITORY / "scripts" / "study.py"
 STUDIES = sorted((CONF / "study").glob("*.yaml"))
 TINY = "data=cifar10_sample data.batch_size=4 data.eval_batch_size=500 compress=5000"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_arm_of_a_study_is_a_run_of_its_own_that_could_start(path):
-    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     ids = {}
     for arm in yaml.safe_load(path.read_text())["experiments"]:
         experiment, *overrides = arm.split()
@@ -32,30 +34,68 @@ def test_every_arm_of_a_study_is_a_run_of_its_own_that_could_start(path):
     assert len(set(ids.values())) == len(ids), "two arms are the same run"
 
 
-def study(tmp_path: Path, arms: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_study(arguments: list[str]) -> None:
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def start(tmp_path: Path, arms: list[str], *arguments: str) -> Forked:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"experiments": arms}))
-    command = [sys.executable, "scripts/study.py", f"+study={file}", "logger=none", "threads=1"]
-    command += [f"results_dir={tmp_path}/results", f"runs_dir={tmp_path}/runs", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    where = [f"results_dir={tmp_path}/results", f"runs_dir={tmp_path}/runs"]
+    output = tmp_path / f"output{len(list(tmp_path.glob('output*')))}.txt"
+    return Forked(output, run_study, [f"+study={file}", "logger=none", *where, *arguments])
+
+
+def study(tmp_path: Path, arms: list[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and output of a study of these arms, whose files go into `tmp_path`."""
+    return start(tmp_path, arms, *arguments).ends()
+
+
+def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_path):
+    arms = [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY} model.lrn=typo", f"cifar10_tri2 {TINY}"]
+    code, output = study(tmp_path, arms, "threads=1")
+    assert code == 1, output
+    summary = output[output.index("2 of 3 runs are done") :]
+    assert re.search(
+        r"^  failed +cifar10_tri2\[.*model.lrn=typo.*\] seed 0 .*model.lrn: expected", summary, re.MULTILINE
+    )
+    assert summary.count("  done ") == 2
+    assert "[3/3] cifar10_tri2" in output and "h left in all" in output
+    done = records_in(tmp_path)
+    assert sorted(record.experiment for record in done) == ["cifar10_fixed_25k", "cifar10_tri2"]
+    assert {path.stem for path in (tmp_path / "results/curves").glob("*.csv")} == {record.run_id for record in done}
+
+    code, output = study(tmp_path, arms[::2], "threads=1")
+    assert code == 0, output
+    assert "2 of 2 runs are done, 0 are missing" in output and "[1/" not in output
 
 
 @pytest.mark.slow
-def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_path):
-    arms = [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY} model.lrn=typo", f"cifar10_tri2 {TINY}"]
-    first = study(tmp_path, arms)
-    assert first.returncode == 1
-    assert "failed: cifar10_tri2" in first.stdout and "model.lrn" in first.stdout
-    assert {path.stem for path in (tmp_path / "results/curves").glob("*.csv")} == {
-        record.run_id for record in map(records.read_record, (tmp_path / "results/runs").glob("*.json"))
-    }
-    done = [records.read_record(path) for path in (tmp_path / "results/runs").glob("*.json")]
-    assert sorted(record.experiment for record in done) == ["cifar10_fixed_25k", "cifar10_tri2"]
+def test_jobs_are_processes_that_share_the_cores(tmp_path):
+    code, output = study(tmp_path, [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY}"], "jobs=2")
+    assert code == 0, output
+    assert output.index("[2/2] cifar10_tri2") < output.index("5/5"), "one began after the other had ended"
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [record.threads for record in records_in(tmp_path)] == [share, share]
+    assert len(re.findall(r"^  done .* %$", output, re.MULTILINE)) == 2
 
-    again = study(tmp_path, arms[::2])
-    assert again.returncode == 0
-    assert "2 of 2 runs are done, 0 are missing" in again.stdout
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_to_stop_a_study_is_to_stop_all_of_its_processes(tmp_path, signum):
+    process = start(tmp_path, [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY}", f"cifar10_tri {TINY}"], "jobs=2")
+    threads = Path(f"/proc/{process.pid}/task")
+    children: list[str] = []
+    while len(children) < 2:
+        assert process.process.is_alive(), process.output.read_text()
+        time.sleep(0.05)
+        children = " ".join((thread / "children").read_text() for thread in threads.iterdir()).split()
+    os.kill(process.pid, signum)
+    code, output = process.ends()
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum], output
+    assert "[3/3]" not in output
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert records_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -63,20 +103,22 @@ def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_pa
     [
         (["seeds=0"], "seeds: expected"),
         (["seed=1"], "seeds: expected"),
+        (["jobs=0"], "jobs: expected"),
+        (["jobs=2", "cluster=slurm"], "jobs: expected cluster=local"),
+        (["+cluster.partitoin=gpu"], "cluster.partitoin: there is no such key; did you mean partition?"),
         (["+typo=1"], "typo: there is no such key"),
+        (["trainer=typo"], "trainer"),
         (["+study=none_such"], "study: there is no 'none_such'"),
     ],
 )
 def test_unusable_input_is_refused_before_anything_is_trained(tmp_path, arguments, message):
-    refused = study(tmp_path, [f"cifar10_tri2 {TINY}"], *arguments)
-    assert refused.returncode == 2
-    assert message in refused.stderr
+    code, output = study(tmp_path, [f"cifar10_tri2 {TINY}"], *arguments)
+    assert code == 2, output
+    assert re.search(rf"^error: .*{re.escape(message)}", output, re.MULTILINE), output
     assert not (tmp_path / "results").exists()
 
 
 def test_help_lists_every_study():
-    shown = subprocess.run(
-        [sys.executable, "scripts/study.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    shown = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert all(f"  {path.stem} " in shown.stdout for path in STUDIES)

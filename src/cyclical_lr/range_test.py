@@ -2,38 +2,28 @@
 
 The paper reads base_lr off where the accuracy starts to rise, and max_lr off where it slows, turns ragged or falls.
 Each of these words is a rule here, with every threshold in `Thresholds`. Where a curve does not show what a rule looks
-for, the rule gives None and says why. `lr_range_test` measures such a curve for a model of your own in plain torch,
-`cyclical_lr.training.range_test.LRRangeTest` in Lightning:
+for, the rule gives None and says why. A curve of your own model is measured in plain torch by
+`range_test_loop.lr_range_test`, in Lightning by `training.range_test.LRRangeTest`:
 
-    curve = lr_range_test(
-        model, optimizer, F.cross_entropy, train_loader, lambda model: accuracy(model, test_loader),
-        min_lr=0.0, max_lr=0.02, iterations=4000, eval_every=200,
-    )
     print(report([curve], stepsize=2000))
 
 Two cautions. LR and iterations rise together, so a longer test finds a lower base_lr: compare tests of one length. And
 every LR read off is one that was tried: the distance between two evaluations is an uncertainty of its own.
 """
 
-import copy
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from cyclical_lr.records import CurveRow, Record
 from cyclical_lr.schedules import RangeTest
-from cyclical_lr.solvers import set_lr
 
 Array = np.ndarray[Any, Any]
+Found = tuple[float | None, str]
+"""What a rule says: the LR, None where the curve does not show it, and why."""
 
 # Curves ---------------------------------------------------------------------------------------------------------------
 
@@ -133,15 +123,6 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One bound as one rule reads it off one seed's curve: lr is None where the curve does not show it."""
-
-    lr: float | None
-    reason: str
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
 class _Rise:
     """The finite part of a curve from its onset on. `foot` is the index of the last evaluation before the onset."""
 
@@ -176,35 +157,28 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
     return _Rise(lr, accuracy, onset - 1, height, diverged)
 
 
-def _onset(curve: Curve, thresholds: Thresholds) -> Reading:
+def _onset(rise: _Rise, thresholds: Thresholds) -> Found:
     """Where the accuracy has started to rise: above chance by `margin` of the rise, and it stays there."""
-    rise = _rise(curve, thresholds)
-    if isinstance(rise, str):
-        return Reading(None, rise, curve.seed)
     lr, accuracy = rise.lr[rise.foot : rise.foot + 2], rise.accuracy[rise.foot : rise.foot + 2]
     reason = (
         f"the accuracy passes {thresholds.margin:.0%} of its rise of {rise.height:.1f} points between "
         f"{_short(lr[0])} ({accuracy[0]:.1f} %) and {_short(lr[1])} ({accuracy[1]:.1f} %)"
     )
-    return Reading(float(lr[1]), reason, curve.seed)
+    return float(lr[1]), reason
 
 
-def _plateau(curve: Curve, thresholds: Thresholds) -> Reading:
+def _plateau(rise: _Rise, thresholds: Thresholds) -> Found:
     """Where the rise slows: the knee of two straight lines, if they fit better than one (by BIC).
 
     They are fitted from the last evaluation before the onset to the last that the noise does not tell from the best, up
     to a sustained fall.
     """
-    rise = _rise(curve, thresholds)
-    if isinstance(rise, str):
-        return Reading(None, rise, curve.seed)
     risen = rise.accuracy[: _fall(rise, thresholds)]
     end = int(np.flatnonzero(risen >= risen.max() - thresholds.step)[-1]) + 1
     x, y = rise.lr[rise.foot : end], rise.accuracy[rise.foot : end]
     n, side = len(x), thresholds.sustained
     if n < 2 * side - 1:
-        why = f"no knee to look for: {n} evaluations in the rise, {2 * side - 1} needed; evaluate more often"
-        return Reading(None, why, curve.seed)
+        return None, f"no knee to look for: {n} evaluations in the rise, {2 * side - 1} needed; evaluate more often"
 
     def fit(*columns: Array) -> tuple[Array, float]:
         design = np.stack([np.ones(n), *columns], axis=1)
@@ -219,21 +193,17 @@ def _plateau(curve: Curve, thresholds: Thresholds) -> Reading:
             knees.append((error, k, 1 + bend / before))
     error, knee, ratio = min(knees, default=(0.0, 0, 1.0))
     if ratio >= thresholds.slowdown:
-        why = f"no plateau: nowhere does the slope drop below {thresholds.slowdown:g} of what it was"
-        return Reading(None, why, curve.seed)
+        return None, f"no plateau: nowhere does the slope drop below {thresholds.slowdown:g} of what it was"
     line = fit(x)[1]
     # Rounding is all that is left of a perfectly straight rise: it must not count as a knee.
     exact = 1e-12 * float(np.square(y - y.mean()).sum())
     if line <= exact or n * math.log(max(error, exact) / line) + 2 * math.log(n) >= 0:
-        return Reading(None, "no plateau: one straight line fits the rise as well as two", curve.seed)
-    return Reading(float(rise.lr[rise.foot + knee]), f"the slope drops to {ratio:.2f} of what it was", curve.seed)
+        return None, "no plateau: one straight line fits the rise as well as two"
+    return float(rise.lr[rise.foot + knee]), f"the slope drops to {ratio:.2f} of what it was"
 
 
-def _raggedness(curve: Curve, thresholds: Thresholds) -> Reading:
+def _raggedness(rise: _Rise, thresholds: Thresholds) -> Found:
     """The peak before the first fall and recovery that both exceed the noise."""
-    rise = _rise(curve, thresholds)
-    if isinstance(rise, str):
-        return Reading(None, rise, curve.seed)
     size = thresholds.step
     peak = rise.foot
     trough: int | None = None
@@ -248,26 +218,22 @@ def _raggedness(curve: Curve, thresholds: Thresholds) -> Reading:
         elif rise.accuracy[i] > rise.accuracy[trough] + size:
             a, b, c = rise.accuracy[[peak, trough, i]]
             reason = f"the accuracy goes from {a:.1f} to {b:.1f} to {c:.1f} %, each way by more than {size:.1f} points"
-            return Reading(float(rise.lr[peak]), reason, curve.seed)
-    return Reading(None, f"not ragged: no fall and recovery of more than {size:.1f} points each", curve.seed)
+            return float(rise.lr[peak]), reason
+    return None, f"not ragged: no fall and recovery of more than {size:.1f} points each"
 
 
-def _drop(curve: Curve, thresholds: Thresholds) -> Reading:
+def _drop(rise: _Rise, thresholds: Thresholds) -> Found:
     """The best accuracy before the first sustained fall, or before training diverged."""
-    rise = _rise(curve, thresholds)
-    if isinstance(rise, str):
-        return Reading(None, rise, curve.seed)
     start = _fall(rise, thresholds)
     if start is None:
         best = rise.lr[int(rise.accuracy.argmax())]
-        why = f"no fall up to LR {_short(rise.lr[-1])} (best at {_short(best)}); test up to a higher LR"
-        return Reading(None, why, curve.seed)
+        return None, f"no fall up to LR {_short(rise.lr[-1])} (best at {_short(best)}); test up to a higher LR"
     best = int(rise.accuracy[:start].argmax())
     if start < len(rise.lr):
         how = f"falls by {thresholds.fall:.0%} of its rise from LR {_short(rise.lr[start])} on"
     else:
         how = f"is the best before {rise.diverged}"
-    return Reading(float(rise.lr[best]), f"the accuracy, {rise.accuracy[best]:.1f} %, {how}", curve.seed)
+    return float(rise.lr[best]), f"the accuracy, {rise.accuracy[best]:.1f} %, {how}"
 
 
 def _fall(rise: _Rise, thresholds: Thresholds) -> int | None:
@@ -280,26 +246,34 @@ def _fall(rise: _Rise, thresholds: Thresholds) -> int | None:
     return None
 
 
-def _earliest(curve: Curve, thresholds: Thresholds) -> Reading:
+def _earliest(rise: _Rise, thresholds: Thresholds) -> Found:
     """The lowest LR at which the rise slows, turns ragged or falls: the paper's sentence."""
-    readings = {name: rule(curve, thresholds) for name, rule in CEILINGS.items()}
-    found = {name: reading for name, reading in readings.items() if reading.lr is not None}
+    readings = {name: rule(rise, thresholds) for name, rule in CEILINGS.items()}
+    found = {name: lr for name, (lr, _) in readings.items() if lr is not None}
     if not found:
-        reasons = dict.fromkeys(reading.reason for reading in readings.values())
-        return Reading(None, "; ".join(reasons), curve.seed)
-    name = min(found, key=lambda name: found[name].lr or 0.0)
-    return Reading(found[name].lr, f"{name}: {found[name].reason}", curve.seed)
+        return None, "; ".join(reason for _, reason in readings.values())
+    name = min(found, key=found.__getitem__)
+    return found[name], f"{name}: {readings[name][1]}"
 
 
 CEILINGS = {"plateau": _plateau, "raggedness": _raggedness, "drop": _drop}
-MAX_RULES: Mapping[str, Callable[[Curve, Thresholds], Reading]] = {"earliest": _earliest, **CEILINGS}
-"""How max_lr is read off a curve: what the paper names, and the first of them."""
+MAX_RULES: Mapping[str, Callable[[_Rise, Thresholds], Found]] = {"earliest": _earliest, **CEILINGS}
+"""How max_lr is read off the rise of a curve: what the paper names, and the first of them."""
 DIVISORS = {"third": 3, "quarter": 4}
 BASE_RULES = ("onset", *DIVISORS)
 """How base_lr is found: where the accuracy starts to rise, or the paper's rule of thumb, max_lr / 3 or / 4."""
 
 
 # Bounds over seeds ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One bound as one rule reads it off one seed's curve: lr is None where the curve does not show it."""
+
+    lr: float | None
+    reason: str
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -367,12 +341,18 @@ def find_bounds(
     for key, rule, rules in (("base_rule", base_rule, BASE_RULES), ("max_rule", max_rule, tuple(MAX_RULES))):
         if rule not in rules:
             raise ValueError(f"{key}: expected one of {', '.join(rules)}, got {rule!r}")
-    ceilings = [MAX_RULES[max_rule](curve, thresholds) for curve in curves]
+    ceilings = [_read(MAX_RULES[max_rule], curve, thresholds) for curve in curves]
     if base_rule == "onset":
-        floors = [_onset(curve, thresholds) for curve in curves]
+        floors = [_read(_onset, curve, thresholds) for curve in curves]
     else:
         floors = [_fraction(ceiling, DIVISORS[base_rule]) for ceiling in ceilings]
     return Bounds(_over_seeds(base_rule, floors), _over_seeds(max_rule, ceilings))
+
+
+def _read(rule: Callable[[_Rise, Thresholds], Found], curve: Curve, thresholds: Thresholds) -> Reading:
+    rise = _rise(curve, thresholds)
+    lr, reason = (None, rise) if isinstance(rise, str) else rule(rise, thresholds)
+    return Reading(lr, reason, curve.seed)
 
 
 def _fraction(ceiling: Reading, divisor: int) -> Reading:
@@ -441,141 +421,3 @@ def _line(name: str, bound: Bound) -> str:
 
 def _short(lr: float | None) -> str:
     return "none" if lr is None else f"{lr:.6g}"
-
-
-# The test in plain torch ----------------------------------------------------------------------------------------------
-
-
-def lr_range_test(
-    model: nn.Module,
-    optimizer: Optimizer,
-    loss_fn: Callable[[Any, Any], Tensor],
-    batches: Iterable[tuple[Any, Any]],
-    evaluate: Callable[[nn.Module], float],
-    *,
-    min_lr: float,
-    max_lr: float,
-    iterations: int,
-    eval_every: int,
-    seed: int | None = None,
-) -> Curve:
-    """Train under an LR that rises from `min_lr` to `max_lr`, and measure the accuracy on the way.
-
-    It works on deep copies of model and optimizer, which go when it returns or raises: yours, their state, gradients,
-    modes and LRs, and any scheduler on them, stay as they are, as do the global random states (torch on CPU and CUDA,
-    NumPy, Python) and those of a DataLoader's own generators. So the order of the samples drawn afterwards is what it
-    would have been. Memory for the second copy is needed.
-
-    Args:
-        model: trained in training mode, from its present weights.
-        optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied. Every
-            group gets the ramp's LR times its `lr_mult` (1 where there is none).
-        loss_fn: loss_fn(model(x), y), a scalar.
-        batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
-            used up and has to yield enough.
-        evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
-            gradients. One that looks at a model of its own sees nothing change.
-        min_lr, max_lr: of the ramp (`RangeTest`), linear as the paper's.
-        iterations: of the ramp; the paper takes several epochs.
-        eval_every: iterations between evaluations; the first is before any update, the last at `max_lr`.
-        seed: names the curve.
-    Returns:
-        the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
-    Raises:
-        ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
-    """
-    ramp = RangeTest(min_lr, max_lr, iterations)
-    points = evaluation_points(iterations, eval_every)
-    accuracies: dict[int, float] = {}
-    with preserved_rng(batches):
-        model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
-        stream = _repeated(batches, iterations)
-        for t in range(iterations + 1):
-            if t in points:
-                model.eval()
-                with torch.no_grad():
-                    accuracies[t] = percent(float(evaluate(model)), "evaluate")
-            if t == iterations:
-                break
-            model.train()
-            x, y = next(stream)
-            set_lr(optimizer, ramp(t))
-            optimizer.zero_grad()
-            loss = loss_fn(model(x), y)
-            if not torch.isfinite(loss):
-                break
-            loss.backward()
-            optimizer.step()
-    return measured_curve(ramp, points, accuracies, seed)
-
-
-def evaluation_points(iterations: int, eval_every: int) -> tuple[int, ...]:
-    """Iterations at which a test evaluates: 0, every `eval_every`, and the last."""
-    if eval_every < 1:
-        raise ValueError(f"eval_every: expected a positive number of iterations, got {eval_every}; the paper's is 200")
-    return (*range(0, iterations, eval_every), iterations)
-
-
-def measured_curve(
-    ramp: RangeTest, points: Sequence[int], accuracies: Mapping[int, float], seed: int | None = None
-) -> Curve:
-    """The curve from accuracies by iteration; points after the last of them are NaN."""
-    last = max(accuracies)
-    iterations = (*sorted(accuracies), *(point for point in points if point > last))
-    return Curve(tuple(ramp(t) for t in iterations), tuple(accuracies.get(t, math.nan) for t in iterations), seed)
-
-
-def percent(accuracy: float, source: str) -> float:
-    """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
-    if not 0 <= accuracy <= 100:
-        raise ValueError(f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it")
-    return accuracy
-
-
-@contextmanager
-def preserved_rng(loader: object = None) -> Iterator[None]:
-    """Put the global random states, and those of the loader's own generators, back to what they were.
-
-    Covers torch on CPU and CUDA, NumPy's legacy state and Python's. CUDA's are left alone where nothing has used CUDA
-    in this process yet.
-    """
-    generators = _generators(loader)
-    own = [generator.get_state() for generator in generators]
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        for generator, state in zip(generators, own, strict=True):
-            generator.set_state(state)
-
-
-def _generators(loader: object) -> list[torch.Generator]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
-    return list(found.values())
-
-
-def _repeated(batches: Iterable[Any], iterations: int) -> Iterator[Any]:
-    """The batches, again and again; a ValueError when there are none left to give."""
-    if isinstance(batches, DataLoader):
-        # Persistent workers live in the loader's iterator and keep their random state: ours must not be found there.
-        batches = loader = copy.copy(batches)
-        loader._iterator = None
-    given = 0
-    while True:
-        before = given
-        for batch in batches:
-            given += 1
-            yield batch
-        if given == before:
-            raise ValueError(
-                f"batches: expected {iterations} batches, got {given}; give a DataLoader or a list, which can be gone "
-                "through again, or a longer generator"
-            )

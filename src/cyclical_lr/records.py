@@ -23,13 +23,14 @@ from hydra.utils import instantiate
 
 from cyclical_lr.schedules import Compressed
 
-HASHED = ("model", "data", "solver", "schedule", "iterations", "compress", "precision", "seed")
-"""Keys of a run's config that its id is made of."""
-WHEREABOUTS = ("root", "source", "eval_batch_size")
-"""Keys of `data` that say where the images come from or how they are evaluated, not what they are."""
+HASHED = ("model", "data", "solver", "schedule", "lr_sha256", "iterations", "compress", "precision", "seed")
+"""Keys of a run's config that its id is made of; `lr_sha256` where the schedule is not this package's."""
+WHEREABOUTS = ("root", "source", "eval_batch_size", "workers", "decode")
+"""Keys of `data` that say where the images come from or how they are read and evaluated, not what they are."""
 DEFAULTS = {"compress": 1, "precision": "float32"}
 """Values that an identity leaves out, so that a key added later changes no id."""
 STATUSES = ("done", "diverged", "failed")
+PACKAGE = "cyclical_lr."
 
 
 class ConfigError(ValueError):
@@ -75,16 +76,17 @@ def label(experiment: str, config: Mapping[str, Any], card: Mapping[str, Any] | 
     if card is None:
         return f"{experiment}[{run_id({**config, 'seed': 0})}]"
     ours, theirs = ({k: v for k, v in identity(c).items() if k != "seed"} for c in (config, card))
-    changes = list(_differences("", ours, theirs, config))
+    left_open = tuple(f"data.{key}=" for key, value in card["data"].items() if value is None)  # to what the folder has
+    changes = [change for change in _differences("", ours, theirs, config) if not change.startswith(left_open)]
     if ours["data"]["name"] != theirs["data"]["name"]:  # the rest of another set goes without saying
         implied = (
-            "data.train_sha256=",
-            "data.test_sha256=",
+            *(f"data.{split}_{what}=" for split in ("train", "test") for what in ("sha256", "images")),
             "data.checksum=",
             "data.num_classes=",
             "model.num_classes=",
         )
         changes = [change.replace("data.name=", "data=") for change in changes if not change.startswith(implied)]
+    changes = [change for change in changes if not change.startswith("lr_sha256=")]  # goes with the schedule
     if ours["iterations"] * ours.get("compress", 1) == theirs["iterations"] * theirs.get("compress", 1):
         changes = [change for change in changes if not change.startswith("iterations=")]
     return f"{experiment}[{','.join(changes)}]" if changes else experiment
@@ -102,10 +104,23 @@ def _differences(path: str, ours: Any, theirs: Any, full: Any) -> Iterator[str]:
         yield f"{path}={_short(_canonical(full) if ours is None else ours)}"
 
 
+def short(node: Any) -> str:
+    """A node of a config for a reader: its class or function with what does not stand at the default, as in labels.
+
+    With all its arguments where that is not, or no longer, this package's.
+    """
+    try:
+        return _short(node if is_foreign(node) else _canonical(node))
+    except ConfigError:
+        return _short(node)
+
+
 def _short(value: Any) -> str:
     if isinstance(value, dict) and "_target_" in value:
-        arguments = ",".join(f"{k}={_short(v)}" for k, v in sorted(value.items()) if k != "_target_")
-        return f"{value['_target_'].rpartition('.')[2]}({arguments})"
+        named = [f"{k}={_short(v)}" for k, v in sorted(value.items()) if k not in ("_target_", "_partial_")]
+        target = value["_target_"]
+        name = target.rpartition(".")[2] if target.startswith(PACKAGE) else target  # a name means one class
+        return f"{name}({','.join(named)})"
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items())) + "}"
     if isinstance(value, list):
@@ -139,8 +154,11 @@ def locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_: nothing to import at {target!r} ({error}); give a dotted path") from error
+    except Exception as error:  # a module can raise anything while it is imported
+        raise ConfigError(
+            f"_target_: nothing to import at {target!r} ({type(error).__name__}: {error}); give a dotted path, and for "
+            "a module in the working directory start the command with PYTHONPATH=."
+        ) from error
 
 
 def build(node: Mapping[str, Any], *arguments: Any) -> Any:
@@ -158,12 +176,77 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
         raise
 
 
+# Learning rates -------------------------------------------------------------------------------------------------------
+
+
 def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """The LR at every iteration of a run and at its end: float64 [iterations + 1]."""
-    schedule = build(config["schedule"])
+    """The LR at every iteration of a run and at its end: float64 [iterations + 1].
+
+    Raises:
+        ConfigError: the schedule cannot be built, or is not a function from iterations to learning rates.
+    """
+    node, iterations = config["schedule"], np.arange(config["iterations"] + 1)
+    name = _short(node)
+    try:
+        schedule = build(node)
+    except (ConfigError, InstantiationException) as error:
+        if inspect.isfunction(locate(node["_target_"])):
+            hint = "a function of the iteration needs schedule._partial_=true"
+            raise ConfigError(f"schedule: {error}; {hint}") from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"schedule: {name} cannot be built ({error.__cause__!r})") from error
+    if not callable(schedule):
+        raise ConfigError(f"schedule: expected {name} to be called with the iteration, got {schedule!r}")
     if config["compress"] > 1:
         schedule = Compressed(schedule, config["compress"])
-    return np.asarray(schedule(np.arange(config["iterations"] + 1)))
+    middle = slice(len(iterations) // 4, -(len(iterations) // 4) or None)
+    try:
+        rates, alone = (np.asarray(schedule(t.copy()), dtype=np.float64) for t in (iterations, iterations[middle]))
+    except Exception as error:  # a schedule can be anyone's
+        raise ConfigError(f"schedule: {name} {_where_it_raises(schedule, iterations)}: {error!r}") from error
+    if rates.shape != iterations.shape:
+        raise ConfigError(
+            f"schedule: expected {name} to give an LR for each of an array of {len(iterations)} iterations, got an "
+            f"array of shape {list(rates.shape)}; a constant is np.full(t.shape, lr)"
+        )
+    if (wrong := ~(np.isfinite(rates) & (rates >= 0))).any():
+        t = int(wrong.argmax())
+        raise ConfigError(f"schedule: expected finite LRs of at least 0, got {rates[t]} at iteration {t} of {name}")
+    if alone.shape != rates[middle].shape or not np.allclose(alone, rates[middle], rtol=1e-9, atol=0):
+        raise ConfigError(
+            f"schedule: {name} gives iterations other LRs when some of them are asked for alone; expected a function "
+            "of the iteration itself: without state, without chance, without the length of the array"
+        )
+    return rates
+
+
+def _where_it_raises(schedule: Any, iterations: np.ndarray[Any, Any]) -> str:
+    for t in iterations.tolist():
+        try:
+            schedule(t)
+        except Exception:
+            return f"raises at iteration {t}"
+    return "takes one iteration but no array of them, such as np.arange(10); use np.where for if, np.minimum for min"
+
+
+def lr_sha256(config: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies a schedule from elsewhere beside its name and arguments: its LRs, since its code may change.
+
+    Returns:
+        an entry for a run's config; empty where the schedule is all this package's. SHA-256 of little-endian float32,
+        which hides the last bits in which machines differ.
+    """
+    if not is_foreign(config["schedule"]):
+        return {}
+    return {"lr_sha256": hashlib.sha256(learning_rates(config).astype("<f4").tobytes()).hexdigest()}
+
+
+def is_foreign(node: Any) -> bool:
+    """Whether a config names a class or function that is not this package's."""
+    if isinstance(node, Mapping):
+        return not str(node.get("_target_", PACKAGE)).startswith(PACKAGE) or any(map(is_foreign, node.values()))
+    return isinstance(node, list) and any(map(is_foreign, node))
 
 
 # Record ---------------------------------------------------------------------------------------------------------------
@@ -209,6 +292,7 @@ class CurveRow:
     test_loss: float
     test_accuracy: float
     train_seconds: float
+    test_accuracy_top5: float = math.nan  # measured on ImageNet alone
 
 
 def record_path(results_dir: Path, run_id: str) -> Path:
@@ -254,11 +338,14 @@ def read_record(path: Path) -> Record:
 
 
 def write_curve(path: Path, rows: list[CurveRow]) -> Path:
-    """Write a curve, whole or not at all; floats keep all their digits."""
+    """Write a curve, whole or not at all; floats keep all their digits. A top-5 column is only there if measured."""
+    columns = _columns(top5=any(not math.isnan(row.test_accuracy_top5) for row in rows))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(CurveRow))
-    writer.writerows(["" if _is_nan(value) else repr(value) for value in asdict(row).values()] for row in rows)
+    writer.writerow(columns)
+    for row in rows:
+        values = (getattr(row, name) for name in columns)
+        writer.writerow("" if _is_nan(value) else repr(value) for value in values)
     write_atomic(path, text.getvalue().encode())
     return path
 
@@ -272,11 +359,17 @@ def read_curve(path: Path) -> list[CurveRow]:
     try:
         with path.open(newline="") as file:
             header, *rows = csv.reader(file)
-        if header != [field.name for field in fields(CurveRow)]:
+        if header not in (_columns(top5=False), _columns(top5=True)):
             raise ValueError(f"its first line is {','.join(header)}")
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError("a row has more or fewer values than its first line")
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
+
+
+def _columns(top5: bool) -> list[str]:
+    return [field.name for field in fields(CurveRow) if top5 or field.name != "test_accuracy_top5"]
 
 
 def _is_nan(value: float) -> bool:
@@ -304,3 +397,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what `write_atomic` left of files `name`... when it was killed; nobody may be writing them now."""
+    for leftover in folder.glob(f".{name}*.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -1,12 +1,9 @@
 """Table 4's ways to feed CIFAR: standard deviations, augmentation in training alone, images held out."""
 
-from pathlib import Path
-
-import hydra
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from small_cifar import configured
 
 from cyclical_lr.data.augment import crop_flip
 from cyclical_lr.data.cifar import CifarData
@@ -15,16 +12,7 @@ from cyclical_lr.training.engine import seed_step
 
 torch.set_num_threads(1)
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
 BATCH = torch.tensor([7, 0, 1999, 7])
-
-
-def configured(name: str = "cifar10_sample", root: Path | None = None, **changes) -> CifarData:
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    data = hydra.utils.instantiate(OmegaConf.merge(config, {"root": None if root is None else str(root), **changes}))
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 @pytest.mark.parametrize("std", ["none", "channel", "scalar"])

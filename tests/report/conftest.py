@@ -23,8 +23,10 @@ def paper() -> Paper:
 def add_run(tmp_path: Path) -> Callable[..., Record]:
     """Write a run's record and curve to tmp_path: `add_run("cifar10_tri2", 0, {0: 10.0, 25_000: 81.0})`."""
 
-    def add(label: str, seed: int, accuracies: Mapping[int, float], **changes: Any) -> Record:
-        curve = [CurveRow(t, 0.001, 1.0, 1.0, accuracy, 0.05 * t) for t, accuracy in accuracies.items()]
+    def add(
+        label: str, seed: int, accuracies: Mapping[int, float], lrs: Mapping[int, float] = {}, **changes: Any
+    ) -> Record:
+        curve = [CurveRow(t, lrs.get(t, 0.001), 1.0, 1.0, accuracy, 0.05 * t) for t, accuracy in accuracies.items()]
         sha256 = hashlib.sha256(f"{label} {seed}".encode()).hexdigest()
         values: dict[str, Any] = {
             "run_id": sha256[:12],

@@ -140,6 +140,7 @@ def test_a_curve_without_a_record_is_named(beside_a_good_run):
 
 
 HEADER = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds\n"
+TOP5 = HEADER.replace("\n", ",test_accuracy_top5\n")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,7 @@ HEADER = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds\n"
         (HEADER + "0,0.1,,2.3,10.0,0\n3000,0.1,1,1,75.5,1\n3000,0.1,1,1,74.0,2\n", "its iterations do not rise"),
         (HEADER + "0,0.1,,2.3,75.5,0\n1000,0.1,1,1,101,1\n3000,0.1,1,1,74.0,2\n", "outside 0 to 100"),
         (HEADER + "0,0.1,,2.3,75.5,0\n1000,0.1,1,1,,1\n3000,0.1,1,1,74.0,2\n", "outside 0 to 100"),
+        (TOP5 + "0,0.1,,2.3,75.5,0,\n1000,0.1,1,1,70,1,101\n3000,0.1,1,1,74.0,2,80\n", "outside 0 to 100"),
     ],
 )
 def test_a_curve_that_is_half_written_foreign_or_at_odds_with_its_record_is_named(beside_a_good_run, text, reason):
@@ -231,3 +233,12 @@ def test_diverged_and_failed_runs_are_counted_and_give_no_value(tmp_path, add_ru
     cell = read_cell(collect(tmp_path), "a", 1000)
     assert (cell.seeds, cell.values, cell.diverged, cell.failed, cell.runs) == ((0,), (70.0,), 2, 1, 4)
     assert cell.remarks == ("2 diverged", "1 failed")
+
+
+def test_a_range_test_whose_lrs_do_not_rise_is_named_and_left_out(tmp_path, add_run):
+    left_out = add_run("cifar10_range_test", 0, CURVE)
+    kept = add_run("cifar10_range_test", 1, CURVE, lrs={iteration: 1e-6 * iteration for iteration in CURVE})
+    results = collect(tmp_path)
+    assert list(results.records) == [kept.run_id]
+    (problem,) = results.problems
+    assert left_out.run_id in problem and "its LRs do not rise" in problem

@@ -32,6 +32,21 @@ def test_an_interval_of_the_mean_is_t_s_over_root_n():
     assert statistics.mean_interval([80, 81, 82], 0.95) == pytest.approx((81 - half, 81 + half), abs=1e-5)
 
 
+@pytest.mark.parametrize(("n", "ends"), [(5, (1, 5)), (10, (2, 9)), (20, (6, 15))])
+def test_an_interval_of_the_median_lies_between_order_statistics(n, ends):
+    """The printed tables of the sign test: how many of n fair coins are as few as that in one of twenty trials."""
+    values = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))
+    assert statistics.median_interval(values, 0.90) == ends
+    covered = 1 - 2 * sum(math.comb(n, k) for k in range(ends[0])) / 2**n
+    closer = 1 - 2 * sum(math.comb(n, k) for k in range(ends[0] + 1)) / 2**n
+    assert closer < 0.90 <= covered
+
+
+def test_an_interval_of_the_median_of_too_few_is_unknown():
+    assert statistics.median_interval([1, 2, 3, 4], 0.90) == statistics.UNKNOWN
+    assert all(map(math.isnan, statistics.median_interval([], 0.90)))
+
+
 @pytest.mark.parametrize(("runs", "factor"), [(1, 4 / 3), (5, 1 / 5 + 1 / 3)])
 def test_a_prediction_interval_adds_the_spread_of_the_new_runs(runs, factor):
     half = T975[2] * math.sqrt(factor)

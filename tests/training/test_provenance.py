@@ -76,6 +76,8 @@ def test_without_git_the_environment_names_the_commit(tmp_path, monkeypatch):
     assert module.commit() == ("unknown", False)
     monkeypatch.setenv("CYCLICAL_LR_COMMIT", "abc123")
     assert module.commit() == ("abc123", False)
+    monkeypatch.setenv("CYCLICAL_LR_COMMIT", "abc123-dirty")
+    assert module.commit() == ("abc123", True)
 
 
 def test_a_copy_inside_somebody_elses_checkout_does_not_borrow_its_commit(checkout):

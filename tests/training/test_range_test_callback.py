@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from cyclical_lr.range_test import lr_range_test
+from cyclical_lr.range_test_loop import lr_range_test
 from cyclical_lr.schedules import RangeTest
 from cyclical_lr.training.range_test import LRRangeTest
 

@@ -59,14 +59,16 @@ def open_without_a_network(folders):
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
     tracking.INIT_TIMEOUT = 3  # it is how long to wait that is bounded, not this test's patience
     loggers = [
-        tracking.open_logger(folder, folder.name, "a run", {}, kind="wandb", project="p", entity=None, mode="online")
+        tracking.open_logger(
+            folder, folder.name, "a run", {"seed": 0}, kind="wandb", project="p", entity=None, mode="online"
+        )
         for folder in folders
     ]
     assert None not in loggers, "not even offline"
     for logger in loggers:
         logger.log_metrics({"test_accuracy": 12.5}, step=1)
     for logger in loggers:
-        tracking.close_logger(logger, {"status": "done"}, 0)
+        tracking.close_logger(logger, "done")
 
 
 @pytest.mark.slow

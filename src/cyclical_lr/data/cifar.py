@@ -4,42 +4,22 @@ Source of the arithmetic and of the order: Caffe's `convert_cifar_data.cpp` and 
 pixels 0..255 minus the mean image of the training set, no scale, no mirror, no crop; files read in their order, then
 from the start again, so that every epoch has the same batches. Mean, scale and order are parameters of `CifarData`, as
 is what Table 4's recipes do instead: divide by a standard deviation, augment, hold images out.
-
-The sets are A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
-import hashlib
-import logging
-import pickle
-import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import download_url
 
 from cyclical_lr.data.augment import crop_flip
+from cyclical_lr.data.cifar_files import OFFICIAL, SAMPLE, CifarFiles, Split
+from cyclical_lr.data.order import loader, permutation, stream
 from cyclical_lr.records import ConfigError
-
-log = logging.getLogger(__name__)
-
-Split = Literal["train", "test"]
-
-OFFICIAL = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-SAMPLE = "cifar10_sample"
-SAMPLE_FOLDER = Path(__file__).parent / "sample"
 
 
 class ImageSet(torch.nn.Module):
@@ -49,6 +29,7 @@ class ImageSet(torch.nn.Module):
     strides without a copy; `labels` int64 [N]; `mean` float32 [32, 32, 3]; `std` likewise, or None.
     """
 
+    resident = True  # on the training device, whole
     pixels: Tensor
     labels: Tensor
     mean: Tensor
@@ -141,7 +122,7 @@ class CifarData(pl.LightningDataModule):
                 of all pixels.
             augment: crop_flip moves each training image by up to 4 pixels and mirrors it with probability one half.
             holdout: training images that are left out, and of which mean and std know nothing. The training set is then
-                the first N - holdout images of a permutation that is the same for every seed (`_permutation` of seed 1,
+                the first N - holdout images of a permutation that is the same for every seed (`permutation` of seed 1,
                 epoch 0), in its order.
 
         Raises:
@@ -163,10 +144,14 @@ class CifarData(pl.LightningDataModule):
             raise ConfigError("data.root=None: expected the folder that holds the data; set it or CYCLICAL_LR_DATA")
         self.name = name
         self.num_classes = num_classes
-        self.sha256 = {"train": train_sha256, "test": test_sha256}
-        self.checksum = checksum
-        self.root = Path() if root is None else Path(root).expanduser()
-        self.source = None if source is None else Path(source).expanduser()
+        self.files = CifarFiles(
+            name,
+            num_classes,
+            {"train": train_sha256, "test": test_sha256},
+            checksum,
+            Path() if root is None else Path(root).expanduser(),
+            None if source is None else Path(source).expanduser(),
+        )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.shuffle = shuffle
@@ -181,45 +166,45 @@ class CifarData(pl.LightningDataModule):
     def indices(self, seed: int, iteration: int, count: int) -> Tensor:
         """Samples of `count` iterations from `iteration` on: int64 [count, batch_size].
 
-        A pure function of its arguments: sample p of the endless stream, p = iteration * batch_size + j, is entry
-        p mod N of epoch p // N, which is file order or, with `shuffle`, `_permutation(N, seed, epoch)`.
+        A pure function of its arguments: file order in every epoch or, with `shuffle`, a permutation of (seed, epoch).
         """
-        size = len(self.train)
         first, last = iteration * self.batch_size, (iteration + count) * self.batch_size
-        positions = torch.arange(first, last)
-        if self.shuffle:
-            samples = torch.empty_like(positions)
-            for epoch in range(first // size, -(-last // size)):
-                low, high = max(first, epoch * size), min(last, (epoch + 1) * size)
-                order = _permutation(size, seed, epoch)
-                samples[low - first : high - first] = order[low - epoch * size : high - epoch * size]
-        else:
-            samples = positions % size
-        return samples.view(count, self.batch_size)
+        return stream(len(self.train), first, last, seed if self.shuffle else None).view(count, self.batch_size)
 
     def train_blocks(
-        self, seeds: Sequence[int], start: int, iterations: int, eval_every: int, block: int = 1
+        self,
+        seeds: Sequence[int],
+        start: int,
+        iterations: int,
+        eval_every: int,
+        block: int = 1,
+        shard: tuple[int, int] = (0, 1),
     ) -> "DataLoader[dict[str, Any]]":
         """Blocks of iterations `start` to `iterations` - 1, in stretches that end where an evaluation is due.
 
         Each `iter()` goes on where the last one stopped and ends at the next multiple of `eval_every`, or at
         `iterations`; after that it yields nothing. So one epoch of Lightning is the stretch between two evaluations.
+        A `shard` (r, n) is every n-th sample of each batch, from the r-th on; n divides `batch_size`.
 
         Returns:
-            a loader of {"start": first iteration of the block, "indices": int64 [len(seeds), k, batch_size]}, where
+            a loader of {"start": first iteration of the block, "indices": int64 [len(seeds), k, batch_size / n]}, where
             k <= `block`.
         """
         if eval_every < 1 or block < 1:
             raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
-        return _loader(_Blocks(self, tuple(seeds), start, iterations, eval_every, block))
+        return loader(_Blocks(self, tuple(seeds), start, iterations, eval_every, block, shard))
 
-    def eval_blocks(self, split: Split = "test") -> "DataLoader[Tensor]":
-        """A loader of index ranges, int64 [at most eval_batch_size], that cover the split once, in file order."""
+    def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[Tensor]":
+        """A loader of indices, int64 [at most eval_batch_size], that cover the split once, in file order.
+
+        A `shard` (r, n) is every n-th image, from the r-th on.
+        """
         _one_of("split", split, ("train", "test"))
         size = len(self.train if split == "train" else self.test)
-        return _loader(torch.arange(size).split(self.eval_batch_size))
+        first, step = shard
+        return loader(torch.arange(first, size, step).split(self.eval_batch_size))
 
-    # Getting, reading and verifying the set --------------------------------------------------------------------------
+    # Getting the set -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Get the set if neither `root` nor a folder `source` has it. Safe to call from several processes at once.
@@ -227,18 +212,7 @@ class CifarData(pl.LightningDataModule):
         Raises:
             ConfigError: there is no way to get it, or what came is not the set.
         """
-        if self.name == SAMPLE or self._folder() is not None:
-            return
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{self._official.base_folder}.lock"):
-                if self._folder() is None:  # another process may have been first
-                    self._install()
-        except OSError as error:
-            raise ConfigError(
-                f"data.root={self.root}: cannot be written ({error}); choose another folder with data.root or "
-                f"CYCLICAL_LR_DATA. {self._how_to_get}"
-            ) from error
+        self.files.get()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and verify both splits, once; `train` and `test` are then on the CPU.
@@ -248,14 +222,11 @@ class CifarData(pl.LightningDataModule):
         """
         if hasattr(self, "train"):
             return
-        folder = SAMPLE_FOLDER if self.name == SAMPLE else self._folder()
-        if folder is None:
-            raise ConfigError(f"data.root={self.root}: no {self.name} there. {self._how_to_get}")
-        (train, train_labels), (test, test_labels) = (self._read(folder, split) for split in ("train", "test"))
+        (train, train_labels), (test, test_labels) = self.files.read("train"), self.files.read("test")
         if self.holdout >= len(train):
             raise ConfigError(f"data.holdout={self.holdout}: expected fewer than the {len(train)} training images")
         if self.holdout:
-            kept = _permutation(len(train), 1, 0)[: -self.holdout].numpy()
+            kept = permutation(len(train), 1, 0)[: -self.holdout].numpy()
             train, train_labels = train[kept], train_labels[kept]
         # Exact sums, as Caffe's own are: 50,000 x 255 fits into a float32.
         mean = torch.from_numpy(train.sum(0, dtype=np.int64).reshape(3, 32, 32).transpose(1, 2, 0) / len(train))
@@ -268,124 +239,19 @@ class CifarData(pl.LightningDataModule):
         self.train = ImageSet(_channels_last(train), ours, mean, self.scale, std, self.augment)
         self.test = ImageSet(_channels_last(test), theirs, mean, self.scale, std)
 
-    @property
-    def _official(self) -> type[CIFAR10]:
-        return OFFICIAL[self.name]
-
-    @property
-    def _how_to_get(self) -> str:
-        files = self._official
-        return (
-            f"To get it: point data.root (or the environment variable CYCLICAL_LR_DATA) at a folder that holds "
-            f"{files.base_folder}/, or data.source at such a folder or at a copy of {files.filename}. Otherwise it is "
-            f"downloaded from {files.url}, a slow host: expect up to an hour."
-        )
-
-    def _missing(self, folder: Path) -> list[str]:
-        listed = self._official.train_list + self._official.test_list
-        return [file for file, _ in listed if not (folder / file).is_file()]
-
-    def _folder(self) -> Path | None:
-        """The folder with all files of the set, or None."""
-        candidates = [self.root / self._official.base_folder]
-        if self.source is not None:
-            candidates += [self.source / self._official.base_folder, self.source]
-        return next((folder for folder in candidates if not self._missing(folder)), None)
-
-    def _install(self) -> None:
-        """Fill `root` from the archive or from the official host: whole and verified, or not at all."""
-        base = self._official.base_folder
-        target = self.root / base
-        if target.exists():
-            raise ConfigError(
-                f"data.root={self.root}: {base} is incomplete, it lacks {', '.join(self._missing(target))}; "
-                f"remove that folder, then it is fetched again. {self._how_to_get}"
-            )
-        if self.source is not None and not self.source.is_file():
-            state = f"has no complete {base}" if self.source.is_dir() else "does not exist"
-            raise ConfigError(f"data.source={self.source}: {state}. {self._how_to_get}")
-        for leftover in self.root.glob(f".{base}.partial-*"):  # of a process that was killed: we hold the lock
-            shutil.rmtree(leftover, ignore_errors=True)
-        with TemporaryDirectory(prefix=f".{base}.partial-", dir=self.root) as temporary:
-            archive = self._download(Path(temporary)) if self.source is None else self.source
-            try:
-                with tarfile.open(archive, "r:gz") as tar:
-                    tar.extractall(temporary, filter="data")
-            except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-                raise ConfigError(
-                    f"data.source={archive}: cannot be unpacked ({error}); expected a whole copy of "
-                    f"{self._official.filename}. {self._how_to_get}"
-                ) from error
-            unpacked = Path(temporary) / base
-            if missing := self._missing(unpacked):
-                raise ConfigError(f"data.source={archive}: lacks {base}/{{{', '.join(missing)}}}. {self._how_to_get}")
-            for split in ("train", "test"):
-                self._read(unpacked, split)
-            unpacked.rename(target)
-
-    def _download(self, folder: Path) -> Path:
-        files = self._official
-        log.info("data.root=%s: downloading %s from %s, a slow host", self.root, self.name, files.url)
-        try:
-            download_url(files.url, folder, files.filename, files.tgz_md5)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(
-                f"data.root={self.root}: no {self.name} there, data.source is not set, and downloading {files.url} "
-                f"failed ({error}). {self._how_to_get}"
-            ) from error
-        return folder / files.filename
-
-    def _read(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Verified planes uint8 [N, 3072] and labels int64 [N], in the files' order."""
-        if self.name == SAMPLE:
-            planes, labels = _read_sheet(folder / f"{split}.webp")
-        else:
-            planes, labels = self._read_files(folder, split)
-        if labels.min() < 0 or labels.max() != self.num_classes - 1:
-            raise ConfigError(
-                f"data.num_classes={self.num_classes}: the {split} labels in {folder} go from {labels.min()} to "
-                f"{labels.max()}; choose the data.name or the folder that fits"
-            )
-        declared = self.sha256[split]
-        received = {"in_order": sha256_in_order, "as_set": sha256_as_set}[self.checksum](planes, labels)
-        if received != declared:
-            raise ConfigError(
-                f"data.{split}_sha256: the {split} split in {folder} is not the declared set: expected {declared}, "
-                f"received {received} (checksum {self.checksum!r}). Remove or replace that folder, or choose another "
-                f"with data.root or data.source; if it is the set that you want, declare its checksum."
-            )
-        return planes, labels
-
-    def _read_files(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        official = self._official
-        here = type(official.__name__, (official,), {"base_folder": folder.name})  # torchvision fixes this name
-        try:
-            dataset = here(folder.parent, train=split == "train")
-        except RuntimeError:  # the MD5 sums are not the official ones: another order, or damage, or malice
-            files = official.train_list if split == "train" else official.test_list
-            parts = [_read_batch(folder / file) for file, _ in files]
-            return np.concatenate([planes for planes, _ in parts]), np.concatenate([labels for _, labels in parts])
-        return dataset.data.transpose(0, 3, 1, 2).reshape(-1, 3072), np.asarray(dataset.targets, np.int64)
-
-
-def sha256_in_order(planes: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 over the images, uint8 [N, 3072] as planes R, G, B, then the labels, one byte each."""
-    digest = hashlib.sha256(np.ascontiguousarray(planes).data)
-    digest.update(labels.astype(np.uint8).tobytes())
-    return digest.hexdigest()
-
-
-def sha256_as_set(planes: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 over the sorted SHA-256 digests of each image's 3,072 bytes and label byte: whatever their order."""
-    rows = np.column_stack([planes, labels.astype(np.uint8)])
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).hexdigest()
-
 
 class _Blocks(IterableDataset[dict[str, Any]]):
     def __init__(
-        self, data: CifarData, seeds: tuple[int, ...], start: int, iterations: int, eval_every: int, block: int
+        self,
+        data: CifarData,
+        seeds: tuple[int, ...],
+        start: int,
+        iterations: int,
+        eval_every: int,
+        block: int,
+        shard: tuple[int, int],
     ) -> None:
-        self.data, self.seeds, self.iterations = data, seeds, iterations
+        self.data, self.seeds, self.iterations, self.shard = data, seeds, iterations, shard
         self.eval_every, self.block = eval_every, block
         self.position = start
 
@@ -395,50 +261,8 @@ class _Blocks(IterableDataset[dict[str, Any]]):
             count = min(self.block, end - start)
             self.position += count
             orders = [self.data.indices(seed, start, count) for seed in self.seeds]
-            yield {"start": start, "indices": torch.stack(orders)}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, strings and NumPy arrays; any other global, hence any foreign code, is refused."""
-
-    ALLOWED = frozenset(
-        {
-            ("_codecs", "encode"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"refused: it refers to {module}.{name}, which no array needs")
-        return super().find_class(module, name)
-
-
-def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Planes uint8 [n, 3072] and labels int64 [n] of a file in torchvision's layout, running none of its code."""
-    try:
-        with path.open("rb") as file:
-            entry = _ArrayUnpickler(file, encoding="latin1").load()
-        planes = np.asarray(entry["data"])
-        labels = np.asarray(entry["fine_labels"] if "fine_labels" in entry else entry["labels"])
-        if planes.dtype != np.uint8 or labels.dtype.kind not in "iu" or planes.shape != (len(labels), 3072):
-            raise ValueError(f"images {planes.dtype} {planes.shape}, labels {labels.dtype} {labels.shape}")
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ConfigError(
-            f"{path}: not a batch of CIFAR images, uint8 [n, 3072] with n labels ({type(error).__name__}: {error}); "
-            f"remove or replace it, or choose another copy with data.root or data.source"
-        ) from error
-    return planes, labels.astype(np.int64)
-
-
-def _read_sheet(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The sample's sheet: ten columns of images, one per class, so that image i has label i mod 10."""
-    with Image.open(path) as image:
-        sheet = np.asarray(image.convert("RGB"))
-    tiles = sheet.reshape(-1, 32, 10, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3072)
-    return tiles, np.arange(len(tiles)) % 10
+            first, step = self.shard
+            yield {"start": start, "indices": torch.stack(orders)[..., first::step]}
 
 
 def _channels_last(planes: np.ndarray) -> Tensor:
@@ -456,22 +280,6 @@ def _standard_deviation(planes: np.ndarray, of: str) -> Tensor:
     axes = 1 if of == "channel" else None
     mean, square = (total.mean(axes) / len(planes) for total in (sums, squares))
     return torch.from_numpy(np.atleast_1d(np.sqrt(square - mean**2)))
-
-
-@lru_cache(maxsize=64)  # an epoch of as many seeds; 400 kB each
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of `size` samples: int64 [size], a pure function of its arguments.
-
-    `torch.randperm` from a private CPU generator, seeded with the first 32-bit word that NumPy's `SeedSequence` makes
-    of (seed, epoch): its hash keeps neighbouring seeds and epochs apart, and torch's CPU generator uses 32 bits only.
-    """
-    (word,) = np.random.SeedSequence((seed, epoch)).generate_state(1)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(int(word)))
-
-
-def _loader(dataset: Any) -> "DataLoader[Any]":
-    # Each iter() of a loader draws a number; from its own generator, lest it move the global one.
-    return DataLoader(dataset, batch_size=None, num_workers=0, generator=torch.Generator())
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

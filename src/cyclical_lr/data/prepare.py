@@ -179,14 +179,14 @@ def find_images(source: Path, val_labels: Path | None = None) -> tuple[list[str]
     for folder in (source, source / "train", source / "val"):
         if not folder.is_dir():
             raise ConfigError(f"SOURCE={source}: there is no folder {folder}; {LAYOUT}")
-    classes, loose = _list(source / "train")
+    classes, loose = list_folder(source / "train")
     if loose:
         raise ConfigError(f"SOURCE={source}: train/{loose[0]} is in no class folder; {LAYOUT}")
     if not classes:
         raise ConfigError(f"SOURCE={source}: train/ has no class folders (unpack its archives); {LAYOUT}")
     jobs = _in_folders(source, "train", classes)
 
-    folders, flat = _list(source / "val")
+    folders, flat = list_folder(source / "val")
     if folders and flat:
         raise ConfigError(f"SOURCE={source}: val/ has both class folders and images ({flat[0]}); {LAYOUT}")
     if folders:
@@ -209,7 +209,7 @@ def find_images(source: Path, val_labels: Path | None = None) -> tuple[list[str]
 
 
 def _in_folders(source: Path, split: str, folders: Sequence[str]) -> list[Job]:
-    names = {wnid: _list(source / split / wnid)[1] for wnid in folders}
+    names = {wnid: list_folder(source / split / wnid)[1] for wnid in folders}
     if empty := [f"{split}/{wnid}" for wnid in folders if not names[wnid]]:
         raise ConfigError(
             f"SOURCE={source}: class folders without a .JPEG or .jpg file: {_some(empty)}; fill or remove them"
@@ -218,8 +218,12 @@ def _in_folders(source: Path, split: str, folders: Sequence[str]) -> list[Job]:
     return [Job(path, path) for path in paths]
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the images in a folder, hidden ones left out."""
+def list_folder(folder: Path, key: str = "SOURCE") -> tuple[list[str], list[str]]:
+    """Sorted names of the folders and of the images in a folder, hidden ones left out.
+
+    Raises:
+        ConfigError: it cannot be listed; the message begins with `key`.
+    """
     folders, images = [], []
     try:
         with os.scandir(folder) as entries:
@@ -231,7 +235,7 @@ def _list(folder: Path) -> tuple[list[str], list[str]]:
                 elif entry.name.lower().endswith(SUFFIXES):
                     images.append(entry.name)
     except OSError as error:
-        raise ConfigError(f"SOURCE: {folder} cannot be listed ({error}); make it readable") from error
+        raise ConfigError(f"{key}: {folder} cannot be listed ({error}); make it readable") from error
     return sorted(folders), sorted(images)
 
 

@@ -6,6 +6,7 @@ records without a curve or at odds with it, and runs that carry the label of a c
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
@@ -41,11 +42,13 @@ class Results:
         records: by run id, in the order of `runs`.
         curves: by run id, a row per evaluation.
         problems: a sentence for every file that was left out; empty where all is well.
+        benchmarks: what benchmarks/solvers.py measured, in the order of their files' names.
     """
 
     records: Mapping[str, Record]
     curves: Mapping[str, list[CurveRow]]
     problems: tuple[str, ...]
+    benchmarks: tuple[Mapping[str, Any], ...] = ()
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -163,7 +166,13 @@ def collect(results_dir: Path) -> Results:
         problems.append(f"{records.record_path(results_dir, record.run_id)} is left out: {reason}")
         del found[record.run_id], curves[record.run_id]
     ordered = sorted(found.values(), key=lambda record: (record.experiment, record.label, record.seed, record.run_id))
-    return Results({record.run_id: record for record in ordered}, curves, tuple(problems))
+    benchmarks = []
+    for path in _files(results_dir / "benchmarks"):
+        try:
+            benchmarks.append(_checked_benchmark(path))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return Results({record.run_id: record for record in ordered}, curves, tuple(problems), tuple(benchmarks))
 
 
 def write_runs(results_dir: Path, results: Results) -> Path:
@@ -202,7 +211,11 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     accuracies = [row.test_accuracy for row in curve]
     if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
-    if not all(0 <= accuracy <= 100 for accuracy in accuracies):
+    ramp = record.label.endswith("_range_test")  # the cards of that name; with overrides the label has brackets
+    if ramp and any(before.lr >= after.lr for before, after in pairwise(curve)):
+        raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
+    measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]
+    if not all(0 <= accuracy <= 100 for accuracy in accuracies + measured):
         raise ValueError(f"{path} is not a run's curve: it has an accuracy outside 0 to 100 %")
     ends = (accuracies[-1] if curve else None, max(accuracies, default=None))
     if ends != (record.test_accuracy, record.best_test_accuracy):
@@ -213,6 +226,20 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
         raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
     return curve
+
+
+def _checked_benchmark(path: Path) -> Mapping[str, Any]:
+    """Device and, per method and LR policy (fixed, clr), milliseconds of an iteration in each round."""
+    try:
+        benchmark = json.loads(path.read_text(encoding="utf-8"))
+        times = benchmark["milliseconds"]
+        rows = [times[method][policy] for method in times for policy in ("fixed", "clr")]
+        if "sgd" not in times or len({len(row) for row in rows}) != 1 or not all(x > 0 for row in rows for x in row):
+            raise ValueError("expected positive times of sgd and other methods, in as many rounds each")
+        str(benchmark["device"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a result of benchmarks/solvers.py: {error!r}") from error
+    return benchmark
 
 
 # A cell is one thing --------------------------------------------------------------------------------------------------
@@ -252,6 +279,8 @@ def _raw(record: Record) -> str:
 
 
 def _identity(record: Record) -> str:
+    if records.is_foreign(record.config):  # a record may come from anywhere: nothing that it names is imported
+        return _raw(record)
     try:
         identity = records.identity(record.config)
     except (ConfigError, KeyError, TypeError, AttributeError):  # names a class that is no more: only itself is like it

@@ -1,7 +1,13 @@
-"""Figures from records and curves alone: neither data set nor GPU."""
+"""What all figures share: style, seeds as a mean with a band, marks of a schedule, the legend, files.
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+And the two figures that a user's own runs get: `accuracy_and_lr` and `range_test`. Figures are made from records and
+curves alone: neither data set nor GPU.
+"""
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +16,16 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from cyclical_lr.policy import Schedule
 from cyclical_lr.range_test import Bounds, Curve
-from cyclical_lr.records import CurveRow, Record, learning_rates
+from cyclical_lr.records import PACKAGE, ConfigError, CurveRow, Record, learning_rates, locate
+from cyclical_lr.report.arms import COLOURS, Arm, cycle_ends
+from cyclical_lr.report.collect import Results
 
 STYLE: Any = {
     "font.size": 8,
@@ -24,15 +36,118 @@ STYLE: Any = {
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
     "legend.frameon": False,
+    "legend.fontsize": 7,
+    "legend.handlelength": 2.4,
+    "legend.labelspacing": 0.35,
+    "legend.borderaxespad": 0.2,
     "pdf.fonttype": 42,  # embedded, editable text
     "svg.hashsalt": "cyclical_lr",
 }
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
 COLUMN = 3.4
 """Width of a column of text, in inches."""
+LINE = 0.145
+"""Height of a line of the legend, in inches."""
+GREY = "0.45"
 
 Runs = Iterable[tuple[Record, list[CurveRow]]]
+
+
+class MissingRuns(Exception):
+    """A figure with nothing to draw yet: the message says what is missing and the command that runs it."""
+
+
+# Seeds ----------------------------------------------------------------------------------------------------------------
+
+
+def finished(results: Results, label: str) -> list[list[CurveRow]]:
+    """The curves of a label's finished runs, by seed."""
+    return [results.curves[record.run_id] for record in results.by_label.get(label, []) if record.status == "done"]
+
+
+def census(results: Results, label: str) -> str:
+    """How many runs a label has: `n = 4, 1 diverged`, or `not run`."""
+    if label not in results.by_label:
+        return "not run"
+    status = Counter(record.status for record in results.by_label[label])
+    lost = [f"{status[name]} {name}" for name in ("diverged", "failed") if status[name]]
+    return ", ".join([f"n = {status['done']}", *lost])
+
+
+def seeds_band(
+    axes: Axes,
+    curves: Sequence[Sequence[CurveRow]],
+    arm: Arm,
+    label: str,
+    x_of: Callable[[CurveRow], float] = lambda row: row.iteration,
+    schedule: Schedule | None = None,
+) -> None:
+    """The mean over the seeds, at the evaluations that all have, and their range behind it where there are several.
+
+    With a schedule, a dot on the mean marks the end of each cycle.
+    """
+    rows = [{row.iteration: row for row in curve} for curve in curves]
+    common = sorted(set.intersection(*map(set, rows)))
+    x = np.mean([[x_of(at[t]) for t in common] for at in rows], axis=0)
+    accuracy = np.array([[at[t].test_accuracy for t in common] for at in rows])
+    axes.plot(x, accuracy.mean(axis=0), color=arm.colour, ls=arm.line, label=label, zorder=3)
+    if len(curves) > 1:
+        low, high = accuracy.min(axis=0), accuracy.max(axis=0)
+        axes.fill_between(x, low, high, color=arm.colour, alpha=0.25, lw=0, zorder=2)
+    if schedule is not None and common:
+        ends = cycle_ends(schedule, common[-1])
+        at_ends = [np.interp(ends, common, values) for values in (x, accuracy.mean(axis=0))]
+        axes.plot(*at_ends, color=arm.colour, ls="none", marker="o", ms=2.6, zorder=4, gid="cycle ends")
+
+
+# The legends ----------------------------------------------------------------------------------------------------------
+
+MARKS = {
+    "cycle ends": Line2D([], [], color=GREY, ls="none", marker="o", ms=2.6, label="end of a cycle"),
+    "drops": Line2D([], [], color=GREY, ls=":", lw=0.8, label="LR drop"),
+    "digitised": Line2D([], [], color=GREY, ls="none", marker="o", ms=4, mfc="white", label="paper, digitised"),
+    "tables": Line2D([], [], color=GREY, ls="none", marker="*", ms=7, mec="white", label="paper, table"),
+}
+"""What a mark means, by the gid of the artists that are such marks."""
+
+
+def legends(figure: Figure, axes: Axes, notes: Sequence[str] = (), above: bool = False) -> None:
+    """What the marks mean, the arms and small print; the figure grows by as much.
+
+    The marks stand above the axes in a line, the rest below; with `above` everything stands there, one below the other.
+    """
+    present = {artist.get_gid() for artist in axes.get_children()}
+    marks: list[Artist] = [mark for gid, mark in MARKS.items() if gid in present]
+    arms: list[Artist] = axes.get_legend_handles_labels()[0]
+    wrapped = ["\n".join(textwrap.wrap(note, 62)) for note in notes]
+    small: list[Artist] = [Line2D([], [], ls="none", label=note) for note in wrapped]
+    if above:
+        names = figure.legend(handles=arms + marks + small, loc="outside upper center")
+    else:
+        names = figure.legend(handles=arms + small, loc="outside lower center")
+        line: Any = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 1.0, "fontsize": 6.5}
+        if marks:
+            figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), **line)
+    for text in names.get_texts()[len(names.get_texts()) - len(small) :]:
+        text.set(fontsize=6, color=GREY)
+    lines = len(arms) + (len(marks) if above else bool(marks)) + sum(note.count("\n") + 1 for note in wrapped)
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
+
+
+def not_run(labels: Iterable[str]) -> list[str]:
+    """The small print for arms without a run: at most one sentence."""
+    return [f"Not run: {'; '.join(labels)}."] if (labels := list(labels)) else []
+
+
+def named_rows(axes: Axes, ticks: Sequence[tuple[float, str]], headings: Sequence[float], size: float) -> None:
+    """Rows from the top down, named at the left; headings in bold."""
+    axes.set_ylim(ticks[-1][0] + 0.6, -0.6)
+    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+    axes.tick_params(axis="y", labelsize=size, length=0)
+    for (at, _), text in zip(ticks, axes.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if at in headings else "normal")
+
+
+# A user's own runs ----------------------------------------------------------------------------------------------------
 
 
 def accuracy_and_lr(runs: Runs, title: str) -> Figure:
@@ -47,26 +162,52 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
             2, 1, sharex=True, figsize=(COLUMN, 3.8), height_ratios=(2.2, 1), layout="constrained"
         )
         for number, (label, cell) in enumerate(sorted(by_label.items())):
-            colour = COLOURS[number % len(COLOURS)]
-            at = [{row.iteration: row.test_accuracy for row in curve} for _, curve in cell]
-            iterations = sorted(set.intersection(*map(set, at)))
-            accuracy = np.array([[rows[t] for t in iterations] for rows in at])
-            name = f"{label.removesuffix(f'[{shared}]')} (n = {len(cell)})"
-            above.plot(iterations, accuracy.mean(axis=0), color=colour, label=name)
-            if len(cell) > 1:
-                above.fill_between(
-                    iterations, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.2, lw=0
-                )
-            below.plot(learning_rates(cell[0][0].config), color=colour, linewidth=0.9)
+            arm = Arm(label.removesuffix(f"[{shared}]"), COLOURS[number % len(COLOURS)])
+            name = textwrap.fill(f"{arm.name.replace(',', ', ')} (n = {len(cell)})", 54)  # with many overrides, long
+            seeds_band(above, [curve for _, curve in cell], arm, name)
+            figure.set_figheight(figure.get_figheight() + LINE * name.count("\n"))
+            _lr_line(below, *cell[0], arm.colour)
         above.set_ylabel("test accuracy (%)")
         below.set_ylabel("learning rate")
         below.set_xlabel("iteration")
         below.set_ylim(bottom=0)
-        below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        below.xaxis.set_major_formatter(thousands)
         figure.align_ylabels()
         figure.legend(loc="outside lower center", title=shared, title_fontsize="small")
         figure.suptitle(title, fontsize=8)
     return figure
+
+
+def _lr_line(axes: Axes, record: Record, curve: Sequence[CurveRow], colour: str) -> None:
+    """The LR of a run; dots at its evaluations alone where its schedule is not this package's."""
+    try:
+        _check_harmless(record.config["schedule"])
+        axes.plot(learning_rates(record.config), color=colour, linewidth=0.9)
+    except ConfigError:
+        x, y = [row.iteration for row in curve], [row.lr for row in curve]
+        axes.plot(x, y, color=colour, ls="none", marker="o", ms=2)
+
+
+def _check_harmless(node: Any) -> None:
+    """Let nothing be called but this package's policies: a record may come from anywhere, and name anything.
+
+    Raises:
+        ConfigError: a schedule names something else.
+    """
+    if isinstance(node, Mapping):
+        target = str(node.get("_target_", ""))
+        if target and not (target.startswith(PACKAGE) and is_dataclass(locate(target))):
+            raise ConfigError(f"schedule: {target!r} is not a policy of this package")
+        for value in node.values():
+            _check_harmless(value)
+    elif isinstance(node, list):
+        for value in node:
+            _check_harmless(value)
+
+
+def thousands(value: float, _: object = None) -> str:
+    """A tick's label: 25,000."""
+    return f"{value:,.0f}"
 
 
 def range_test(curves: Sequence[Curve], bounds: Bounds, title: str) -> Figure:
@@ -93,7 +234,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `name`.pdf and `name`.png, the same bytes for the same figure."""
     folder.mkdir(parents=True, exist_ok=True)
     pdf, png = folder / f"{name}.pdf", folder / f"{name}.png"
-    figure.savefig(pdf, metadata={"CreationDate": None})
-    figure.savefig(png, dpi=200, metadata={"Software": None})
+    with plt.rc_context(STYLE):  # pdf.fonttype counts when the file is written, not when the figure is drawn
+        figure.savefig(pdf, metadata={"CreationDate": None})
+        figure.set_layout_engine("none")  # it has laid the figure out: a third of the time, if it did so again
+        figure.savefig(png, dpi=200, metadata={"Software": None})
     plt.close(figure)
     return [pdf, png]

@@ -1,6 +1,12 @@
-"""The paper's figures, redrawn from results/ with the paper's own digitised curves behind ours."""
+"""The paper's Figures 1 to 13, redrawn from results/ on the paper's axes.
 
-from collections.abc import Callable, Mapping, Sequence
+The paper's own curve stands behind ours where it was digitised, its number from a table or the text where it has one,
+and controls of this study beside. What the paper shows is data (conf/paper/); what we draw for it is `FIGURES`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,96 +15,310 @@ import numpy as np
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from cyclical_lr.records import CurveRow
+from cyclical_lr import range_test
+from cyclical_lr.report.arms import ARMS, BLUE, VERMILLION, drops, schedule_of
 from cyclical_lr.report.collect import Results
-from cyclical_lr.report.figures import COLOURS, COLUMN, STYLE
+from cyclical_lr.report.figures import (
+    COLUMN,
+    GREY,
+    STYLE,
+    MissingRuns,
+    census,
+    finished,
+    legends,
+    seeds_band,
+    thousands,
+)
+from cyclical_lr.report.verdicts import read_paper
+from cyclical_lr.schedules import Triangular
 
-NAMES = {
-    "cifar10_fixed": "fixed",
-    "cifar10_fixed_25k": "fixed, 25k (control)",
-    "cifar10_tri2": "CLR (triangular2)",
-    "cifar10_exp": "exp",
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """One figure of the paper.
+
+    Attributes:
+        caption: what it shows, in a sentence or two that stand for the picture where it cannot be seen.
+        arms: the experiments that it draws, the paper's first, then controls of this study.
+        study: the file of conf/study that runs the paper's arms; without one they are run by name.
+        inset: a stretch of iterations that is enlarged: all of Figure 1's, whose axis is mostly empty; where the paper
+            has an inset, its.
+    """
+
+    caption: str
+    arms: tuple[str, ...] = ()
+    study: str = ""
+    inset: tuple[int, int] | None = None
+
+    @property
+    def y_label(self) -> str:
+        return f"{'validation' if self.arms[0].startswith('imagenet') else 'test'} accuracy (%)"
+
+
+FIGURES = {
+    1: PaperFigure(
+        "Test accuracy on CIFAR-10 against the iteration for CLR, the fixed policy and exp, with the paper's digitised "
+        "curves. As a control, the fixed policy with CLR's budget and drops.",
+        ("cifar10_tri2", "cifar10_fixed", "cifar10_exp", "cifar10_fixed_25k"),
+        "table1_cifar",
+        inset=(12_000, 70_000),
+    ),
+    2: PaperFigure(
+        "The triangular policy: the LR rises in a straight line from base_lr to max_lr in stepsize iterations, and "
+        "falls back in as many; together they are a cycle.",
+    ),
+    3: PaperFigure(
+        "The LR range test on CIFAR-10: test accuracy against the LR, which rises from 0 to 0.02 over eight epochs. "
+        "The bounds that the paper read off, and those that this study's rules read off, are marked.",
+        ("cifar10_range_test",),
+        "figure3",
+    ),
+    4: PaperFigure(
+        "Test accuracy on CIFAR-10 against the iteration for exp and exp_range, both with gamma 0.99994.",
+        ("cifar10_exp_range", "cifar10_exp"),
+        "table1_cifar",
+    ),
+    5: PaperFigure(
+        "Test accuracy on CIFAR-10 against the iteration for Nesterov with CLR and for Adam with and without it. The "
+        "paper does not say whether Nesterov's LR dropped in phases, so both readings are drawn.",
+        (
+            *("cifar10_nesterov_tri", "cifar10_nesterov_tri_staged"),
+            *("cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_fixed"),
+        ),
+        "table3",
+    ),
+    6: PaperFigure(
+        "Test accuracy on CIFAR-10 against the iteration for Caffe's sigmoid network with batch normalisation, fixed "
+        "against CLR; as controls, both without batch normalisation. The paper's numbers have no iteration.",
+        ("cifar10_bn_clr", "cifar10_bn_fixed", "cifar10_sigmoid_clr", "cifar10_sigmoid_fixed"),
+        "figure6",
+    ),
+    7: PaperFigure(
+        "The LR range test of AlexNet on ImageNet: validation accuracy against the LR, with three points of the "
+        "paper's curve that were read off by eye.",
+        ("imagenet_alexnet_range_test",),
+    ),
+    8: PaperFigure(
+        "Validation accuracy of AlexNet on ImageNet against the iteration, fixed against CLR. The paper's caption says "
+        "triangular, its Table 1 triangular2, which is drawn: the runs are those of Figure 9.",
+        ("imagenet_alexnet_tri2", "imagenet_alexnet_fixed"),
+    ),
+    9: PaperFigure(
+        "Validation accuracy of AlexNet on ImageNet against the iteration, fixed against triangular2, with the end "
+        "enlarged.",
+        ("imagenet_alexnet_tri2", "imagenet_alexnet_fixed"),
+        inset=(380_000, 400_000),
+    ),
+    10: PaperFigure(
+        "Validation accuracy of AlexNet on ImageNet against the iteration, exp against exp_range, with the end of "
+        "exp_range enlarged.",
+        ("imagenet_alexnet_exp_range", "imagenet_alexnet_exp"),
+        inset=(280_000, 300_000),
+    ),
+    11: PaperFigure(
+        "The LR range test of GoogLeNet on ImageNet: validation accuracy against the LR.",
+        ("imagenet_googlenet_range_test",),
+    ),
+    12: PaperFigure(
+        "Validation accuracy of GoogLeNet on ImageNet against the iteration, fixed against triangular2.",
+        ("imagenet_googlenet_tri2", "imagenet_googlenet_fixed"),
+    ),
+    13: PaperFigure(
+        "Validation accuracy of GoogLeNet on ImageNet against the iteration, exp against exp_range.",
+        ("imagenet_googlenet_exp_range", "imagenet_googlenet_exp"),
+    ),
 }
-COLOUR_OF = dict(zip(NAMES, (COLOURS[0], COLOURS[5], COLOURS[1], COLOURS[2]), strict=True))
+TABLE: Any = {"marker": "*", "ms": 7, "mec": "white", "mew": 0.5, "ls": "none", "zorder": 5, "gid": "tables"}
+DIGITISED: Any = {"marker": "o", "ms": 4, "mfc": "white", "mew": 0.8, "zorder": 1, "gid": "digitised"}
+CAPTIONS = {number: figure.caption for number, figure in FIGURES.items()}
 
 
-def figure1(results: Results, paper: Mapping[str, Any]) -> Figure:
-    """Test accuracy (%) against the iteration: CLR, fixed and exp; LR drops as dotted lines in the curve's colour."""
-    digitised = {curve["experiment"]: curve for curve in paper["curves"]}
-    missing = []
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
-        for label, name in NAMES.items():
-            colour = COLOUR_OF[label]
-            if label in digitised:
-                points = digitised[label]["points"]
-                x, y = [p["iteration"] for p in points], [p["accuracy"] for p in points]
-                axes.plot(x, y, color=colour, ls="none", marker="o", ms=4, mfc="white", mew=0.8, alpha=0.8, zorder=1)
-            curves = _finished(results, label)
-            if not curves:
-                missing.append(label)
-                continue
-            _band(axes, curves, colour, f"{name} (n = {len(curves)})", lambda row: row.iteration)
-        for iteration, label in ((16_000, "cifar10_tri2"), (22_000, "cifar10_tri2"), (60_000, "cifar10_fixed")):
-            axes.axvline(iteration, color=COLOUR_OF[label], lw=0.6, ls=":", zorder=0)
-        axes.plot([], [], color="0.4", ls="none", marker="o", ms=4, mfc="white", label="the paper, digitised")
-        axes.set_xlim(0, 70_000)
-        axes.set_ylim(*paper["axes"]["y_limits"])
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("test accuracy (%)")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        _say_missing(axes, missing)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.02))
-    return figure
-
-
-def figure3(results: Results, paper: Mapping[str, Any]) -> Figure:
-    """Test accuracy (%) against the LR of the range test; the paper's choice of bounds as dotted lines."""
-    curves = _finished(results, "cifar10_range_test")
-    points = paper["curves"][0]["points"]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.6), layout="constrained")
-        x, y = [p["lr"] for p in points], [p["accuracy"] for p in points]
-        axes.plot(x, y, color="0.4", marker="o", ms=3, mfc="white", lw=0.8, label="the paper, digitised")
-        if curves:
-            _band(axes, curves, COLOURS[0], f"ours (n = {len(curves)})", lambda row: row.lr)
-        for name, lr in paper["bounds_chosen"].items():
-            axes.axvline(lr, color=COLOURS[1], lw=0.8, ls=":")
-            axes.annotate(f"{name}\n{lr}", (lr, 12), xytext=(2, 0), textcoords="offset points", color=COLOURS[1])
-        axes.set_xlim(*paper["axes"]["x_limits"])
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("test accuracy (%)")
-        _say_missing(axes, [] if curves else ["cifar10_range_test"])
-        axes.legend(loc="lower right")
-    return figure
-
-
-FIGURES: dict[int, Callable[[Results, Mapping[str, Any]], Figure]] = {1: figure1, 3: figure3}
+def command(number: int) -> str:
+    """What makes the runs of a figure, ready to paste; for a figure without runs, what draws it."""
+    figure = FIGURES[number]
+    if figure.study:
+        return f"python scripts/study.py +study={figure.study}"
+    if not figure.arms:
+        return f"python scripts/report.py figures=[{number}]"
+    several = "-m " if len(figure.arms) > 1 else ""
+    return f"python scripts/run.py {several}+experiment={','.join(figure.arms)}"
 
 
 def draw(number: int, results: Results, conf: Path) -> Figure:
-    """Figure `number` of the paper; `conf` is the folder with paper/figureN.yaml."""
-    return FIGURES[number](results, yaml.safe_load((conf / "paper" / f"figure{number}.yaml").read_text()))
+    """Figure `number` of the paper; `conf` is the folder of config files.
+
+    Raises:
+        MissingRuns: there is neither a run nor a digitised curve.
+    """
+    figure = FIGURES[number]
+    if not figure.arms:
+        return _triangle()
+    shown = _shown(conf, number)
+    points = [point for curve in shown["curves"] for point in curve["points"] if not point.get("approximate")]
+    if not points and not any(label in results.by_label for label in figure.arms):
+        raise MissingRuns(f"Figure {number} has no run yet: {command(number)}")
+    with plt.rc_context(STYLE):
+        if shown["axes"]["x"] == "lr":
+            return _accuracy_against_lr(figure, shown, results)
+        return _accuracy_against_iteration(figure, shown, results, conf)
 
 
-def _finished(results: Results, label: str) -> list[list[CurveRow]]:
-    return [results.curves[record.run_id] for record in results.by_label.get(label, []) if record.status == "done"]
+def _shown(conf: Path, number: int) -> dict[str, Any]:
+    """What the paper shows: axes, curves with their digitised points, the arms' numbers, bounds read off."""
+    own = conf / "paper" / f"figure{number}.yaml"
+    if own.exists():
+        shown = yaml.safe_load(own.read_text(encoding="utf-8"))
+    else:
+        listed = yaml.safe_load((conf / "paper" / "figures.yaml").read_text(encoding="utf-8"))["figures"]
+        shown = {**next(entry for entry in listed if entry["figure"] == number), "curves": []}
+    paper, arms = read_paper(conf / "paper"), FIGURES[number].arms
+    numbers = [row for row in paper.rows.values() if row.get("experiment") in arms]
+    bounds = [row for row in paper.bounds.values() if row["experiment"] in arms]
+    return {**shown, "numbers": numbers, "bounds": bounds}
 
 
-def _band(
-    axes: Axes, curves: Sequence[list[CurveRow]], colour: str, name: str, x_of: Callable[[CurveRow], float]
-) -> None:
-    """The mean over the seeds, at the evaluations that all have, and their range behind it."""
-    rows = [{row.iteration: row for row in curve} for curve in curves]
-    common = sorted(set.intersection(*map(set, rows)))
-    x = [x_of(rows[0][t]) for t in common]
-    accuracy = np.array([[by_iteration[t].test_accuracy for t in common] for by_iteration in rows])
-    axes.plot(x, accuracy.mean(axis=0), color=colour, label=name, zorder=3)
-    if len(curves) > 1:
-        axes.fill_between(x, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.25, lw=0, zorder=2)
+# Accuracy against iteration -------------------------------------------------------------------------------------------
 
 
-def _say_missing(axes: Axes, labels: Sequence[str]) -> None:
-    for label in labels:
-        axes.plot([], [], ls="none", label=f"{NAMES.get(label, label)}: not run")
+def _accuracy_against_iteration(
+    paper_figure: PaperFigure, shown: Mapping[str, Any], results: Results, conf: Path
+) -> Figure:
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
+    late = _plot(axes, paper_figure, shown, results, conf)
+    for line in axes.lines:
+        line.set_clip_on(line.get_gid() != "tables")  # the paper's number often stands on the edge
+    first, last = shown["axes"]["x_limits"]
+    accuracies = [accuracy for t, accuracy in late if t >= last / 20]  # the start would flatten the rest
+    axes.set_xlim(first, last)
+    axes.set_ylim(*shown["axes"].get("y_limits", (5 * (min(accuracies) // 5), 5 * (max(accuracies) // 5 + 1))))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(paper_figure.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(thousands)
+    if (enlarged := paper_figure.inset) is not None:
+        low, high = enlarged
+        inside = axes.inset_axes((0.4, 0.1, 0.57, 0.52))
+        _plot(inside, paper_figure, shown, results, conf)
+        within = [accuracy for t, accuracy in late if low <= t <= high]
+        inside.spines[:].set(visible=True, linewidth=0.5)
+        inside.set_xlim(low, high + (high - low) / 50)  # room for a mark at the end
+        if within:
+            inside.set_ylim(min(within) - 0.5, max(within) + 0.5)
+        inside.set_xticks([low, high], [thousands(low), thousands(high)])
+        inside.tick_params(labelsize=6, pad=1.5, length=2)
+        inside.get_xticklabels()[1].set_horizontalalignment("right")
+    legends(figure, axes)
+    return figure
+
+
+def _plot(
+    axes: Axes, paper_figure: PaperFigure, shown: Mapping[str, Any], results: Results, conf: Path
+) -> list[tuple[int, float]]:
+    """The paper's points and numbers, our arms, their drops; returns all (iteration, accuracy) that were drawn."""
+    drawn: list[tuple[int, float]] = []
+    dropping: dict[int, set[str]] = defaultdict(set)
+    for curve in shown["curves"]:
+        points = [(point["iteration"], point["accuracy"]) for point in curve["points"]]
+        axes.plot(*zip(*points, strict=True), color=ARMS[curve["experiment"]].colour, ls="none", **DIGITISED)
+        drawn += points
+    for row in shown["numbers"]:
+        _paper_number(axes, row)
+        drawn.append((row["iterations"] or shown["axes"]["x_limits"][1], row["accuracy"]))
+    for label in paper_figure.arms:
+        arm, curves = ARMS[label], finished(results, label)
+        if curves:
+            schedule = schedule_of(conf, label)[0]
+            seeds_band(axes, curves, arm, f"{arm.name} ({census(results, label)})", schedule=schedule)
+            drawn += [(row.iteration, row.test_accuracy) for curve in curves for row in curve]
+        else:  # named all the same: the paper's marks have its colour
+            axes.plot([], [], color=arm.colour, ls=arm.line, label=f"{arm.name} ({census(results, label)})")
+        if curves or label in {curve["experiment"] for curve in shown["curves"]}:
+            for t in drops(*schedule_of(conf, label)):
+                dropping[t].add(arm.colour)
+    for t, colours in dropping.items():  # grey where the LRs of several arms drop
+        axes.axvline(t, color=colours.pop() if len(colours) == 1 else GREY, lw=0.8, ls=":", zorder=0, gid="drops")
+    return drawn
+
+
+def _paper_number(axes: Axes, row: Mapping[str, Any]) -> None:
+    """A star at the row's iteration; where the paper gives none, a line across with the number on it."""
+    colour, accuracy = ARMS[row["experiment"]].colour, row["accuracy"]
+    if row["iterations"] is not None:
+        axes.plot(row["iterations"], accuracy, color=colour, **TABLE)
+        return
+    axes.axhline(accuracy, color=colour, ls=(0, (1, 3)), lw=0.9, zorder=1)
+    text: Any = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 6, "color": colour}
+    axes.annotate(f"paper: {accuracy} %, iteration not given", (0.99, accuracy), **text)
+
+
+# Accuracy against LR --------------------------------------------------------------------------------------------------
+
+
+def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], results: Results) -> Figure:
+    (label,) = paper_figure.arms
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
+    for curve in shown["curves"]:
+        whole = not any(point.get("approximate") for point in curve["points"])  # landmarks are not joined
+        xy = [[point[name] for point in curve["points"]] for name in ("lr", "accuracy")]
+        axes.plot(*xy, color=GREY, ls="-" if whole else "none", lw=0.8, **DIGITISED)
+    runs = [record for record in results.by_label.get(label, []) if record.status != "failed"]
+    name, curves = f"{ARMS[label].name} ({census(results, label)})", finished(results, label)
+    if curves:
+        seeds_band(axes, curves, ARMS[label], name, lambda row: row.lr)
+    else:
+        axes.plot([], [], color=BLUE, label=name)
+    for record in runs:
+        if record.status == "diverged":  # an outcome of a range test, not a failure
+            rows = results.curves[record.run_id]
+            axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=BLUE, lw=0.6)
+            axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=BLUE, marker="x", ms=4, gid="diverged")
+    for row in shown["bounds"]:
+        _bounds(axes, "the paper's bounds", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
+    if runs:
+        found = range_test.find_bounds([range_test.curve_of(run, results.curves[run.run_id]) for run in runs])
+        _bounds(axes, "bounds by this study's rules", (found.base_lr, found.max_lr), BLUE, "--")
+    axes.set_xlim(*shown["axes"]["x_limits"])
+    if "y_limits" in shown["axes"]:
+        axes.set_ylim(*shown["axes"]["y_limits"])
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(paper_figure.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    legends(figure, axes)
+    return figure
+
+
+def _bounds(axes: Axes, name: str, bounds: Sequence[float | None], colour: str, line: str) -> None:
+    """A vertical line per bound, with one entry in the legend: `name: 0.001, 0.006`."""
+    for number, lr in enumerate(bounds):
+        values = ", ".join("none" if bound is None else f"{bound:g}" for bound in bounds)
+        label = f"{name}: {values}" if number == 0 else ""
+        if lr is None:
+            axes.plot([], [], color=colour, ls=line, lw=0.9, label=label)
+        else:
+            axes.axvline(lr, color=colour, ls=line, lw=0.9, zorder=0, label=label)
+
+
+# Figure 2 -------------------------------------------------------------------------------------------------------------
+
+
+def _triangle() -> Figure:
+    """The triangular policy, in letters."""
+    stepsize = 100
+    t = np.arange(4 * stepsize + 1)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN, 1.9), layout="constrained")
+        axes.plot(t, Triangular(1, 6, stepsize)(t), color=BLUE)
+        for low, high, name in ((0, 1, "stepsize"), (2, 4, "a cycle: 2 stepsize")):
+            span = [low * stepsize, high * stepsize]
+            axes.annotate("", (span[0], 6.7), (span[1], 6.7), arrowprops={"arrowstyle": "<->", "lw": 0.8})
+            axes.text(sum(span) / 2, 7, name, ha="center", va="bottom")
+        axes.set_xlim(0, t[-1])
+        axes.set_ylim(0, 8)
+        axes.set_xticks(np.arange(5) * stepsize, ["0", "stepsize", "2 stepsize", "3 stepsize", "4 stepsize"])
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_yticks([1, 6], ["base_lr", "max_lr"])
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("learning rate")
+    return figure

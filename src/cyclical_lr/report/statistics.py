@@ -79,6 +79,19 @@ def _around_mean(sample: Sample, confidence: float, variance: Any) -> Interval:
     return Interval(float(mean(x) - half), float(mean(x) + half))
 
 
+def median_interval(sample: Sample, confidence: float) -> Interval:
+    """Confidence interval of the median between two order statistics, whatever the distribution.
+
+    The narrowest such interval, symmetric in rank, of at least that confidence; (-inf, inf) where there is none.
+    """
+    x = np.sort(_values(sample))
+    if not len(x):
+        return UNDEFINED
+    # As many values as this lie below the lower end, and above the upper one.
+    outside = int(stats.binom.ppf((1 - confidence) / 2, len(x), 0.5)) - 1
+    return UNKNOWN if outside < 0 else Interval(float(x[outside]), float(x[-1 - outside]))
+
+
 # Two samples: Welch ---------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Tables 1 to 4 with ours beside the paper's numbers, the numbers of its running text, and time to target.
 
+Policies under one budget are in `budget.py`.
+
 Each is a DataFrame of plain values; `markup.py` turns it into text. Sections of a table, in this order:
 
     paper        the paper's rows, float32; a row without runs says "not run"
@@ -16,17 +18,10 @@ from typing import Any
 import pandas as pd
 
 from cyclical_lr.report import statistics
+from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
-from cyclical_lr.report.verdicts import (
-    NOT_RUN,
-    Paper,
-    TimeToTarget,
-    Verdict,
-    common_grid,
-    curves_of,
-    number,
-    times_to_target,
-)
+from cyclical_lr.report.times import TimeToTarget, common_grid, curves_of, times_to_target
+from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict, number
 
 DESCRIBED_BY = {
     "table1": ("dataset", "architecture", "policy"),
@@ -49,9 +44,10 @@ TIMES = (
 
 
 def make_tables(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> dict[str, pd.DataFrame]:
-    """All tables by file name: table1 to table4, text, time_to_target."""
+    """All tables by file name: table1 to table4, text, budget, time_to_target."""
     out = {name: accuracy_table(paper, results, name) for name in DESCRIBED_BY}
     out["table2"] = phases_table(paper, results)
+    out["budget"] = budget_table(paper, results)
     out["time_to_target"] = times_table(paper, results, verdicts)
     return dict(sorted(out.items()))
 
@@ -85,12 +81,9 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
                 cell = read_cell(results, label, iteration or 0)
                 out = {"section": section, **described, **_ours(paper, cell), "iterations": iteration}
                 out |= {"paper": row["accuracy"], "difference": row["accuracy"] - out["mean"]}
-                if table in paper.rule("number")["runs"]:
-                    found = number(paper, cell, row["accuracy"], table)
-                    out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
-                    out["verdict"] = found.text if section == "paper" else ""
-                elif not cell.runs:
-                    out["verdict"] = NOT_RUN
+                found = number(paper, cell, row["accuracy"], row["runs"])
+                out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
+                out["verdict"] = found.text if section == "paper" else ""
                 yield out
 
 
@@ -100,9 +93,13 @@ def _control_rows(paper: Paper, results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _controls(paper: Paper) -> list[tuple[str, int]]:
-    """Experiment and iteration of all that claims compare and no table has, in the claims' order of experiments."""
+    """Experiment and iteration of all that claims compare and no table has, in the claims' order of experiments.
+
+    Not the range tests: what is read off them is no accuracy.
+    """
     in_tables = _experiments(paper, *DESCRIBED_BY)
-    shown = [each for claim in paper.claims for each in [*claim["operands"], *claim.get("beside", [])]]
+    claims = [claim for claim in paper.claims if claim["rule"] != "bounds"]
+    shown = [each for claim in claims for each in [*claim["operands"], *claim.get("beside", [])]]
     cells = dict.fromkeys((each["experiment"], each["iteration"]) for each in shown)
     order = list(dict.fromkeys(experiment for experiment, _ in cells))
     controls = [cell for cell in cells if cell[0] not in in_tables]

@@ -7,6 +7,8 @@ What the YAML leaves open is settled here:
 - A cell with a diverged run cannot be "reproduced": what the rule would have called that is "inconclusive".
 - A claim without a verdict, or with a diverged run, takes part in Holm's correction with p = 1. In the correction of
   the opposite direction of `greater`, the family's other rules take part with p = 1 too, so a family has one size.
+- `share`, `bounds` and `cost` have no p-value and take no part in the correction. n of `bounds` counts curves, diverged
+  ones among them. n of `cost` counts rounds, which are no seeds: it is never preliminary.
 - The interval of a difference has the confidence at which the rule decides: for `number` that of the prediction, for
   `equal` its own, for `greater` 1 - 2 alpha, whose bound is the one-sided test's.
 """
@@ -14,22 +16,25 @@ What the YAML leaves open is settled here:
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cyclical_lr.records import ConfigError, CurveRow
+from cyclical_lr import range_test
+from cyclical_lr.records import ConfigError
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, read_cell
 from cyclical_lr.report.statistics import Interval
+from cyclical_lr.report.times import TimeToTarget, measure_times
 
 REPRODUCED, NOT_REPRODUCED, CONTRADICTED = "reproduced", "not reproduced", "contradicted"
 INCONCLUSIVE, NOT_RUN, MEASURED = "inconclusive", "not run", "measured"
 PAPER_FILES = ("table1", "table2", "table3", "table4", "text")
-OPERANDS = {"number": 1, "equal": 2, "greater": 2, "time_to_target": 2}
+OPERANDS = {"number": 1, "equal": 2, "greater": 2, "share": 2, "bounds": 1, "cost": 0, "time_to_target": 2}
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Paper:
     """conf/paper as data: tables by file name, claims in their order, and the rules of verdicts.yaml."""
 
     tables: Mapping[str, list[dict[str, Any]]]
+    bounds: Mapping[str, dict[str, Any]]  # what the paper reads off its LR range tests, by id
     claims: list[dict[str, Any]]
-    awaiting_rule: list[dict[str, Any]]
     verdicts: Mapping[str, Any]
 
     @cached_property
@@ -73,24 +78,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class TimeToTarget:
-    """Times of one cell's seeds to a target accuracy (percent), in one unit; a miss is infinity."""
+class Ratio:
+    """A quotient of two measurements that belong together: of one seed, or of one round of a benchmark."""
 
-    label: str
-    role: str  # A, B or beside
-    target: float
-    unit: str  # iterations or train_seconds
-    times: tuple[float, ...]  # one per run, finished or diverged
-    speed_up: float  # median of this cell over the median of A; nan where undefined, and for A itself
+    name: str
+    value: float
     interval: Interval
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.times)
-
-    @property
-    def reached(self) -> int:
-        return sum(math.isfinite(time) for time in self.times)
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,8 @@ class Verdict:
     finding: Finding
     controls: tuple[Cell, ...] = ()
     times: tuple[TimeToTarget, ...] = ()
+    ratios: tuple[Ratio, ...] = ()  # `share`: one; `cost`: one per method and machine
+    ceilings: Mapping[str, range_test.Bounds] = field(default_factory=dict)  # `bounds`: by rule for max_lr
 
     @property
     def id(self) -> str:
@@ -122,11 +117,10 @@ def read_paper(folder: Path) -> Paper:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     names = (*PAPER_FILES, "claims", "verdicts")
     files = {name: yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), loader) for name in names}
-    claims = files["claims"]
     paper = Paper(
         tables={name: files[name]["rows"] for name in PAPER_FILES},
-        claims=claims["claims"],
-        awaiting_rule=claims.get("awaiting_rule", []),
+        bounds={row["id"]: row for row in files["text"]["bounds"]},
+        claims=files["claims"]["claims"],
         verdicts=files["verdicts"],
     )
     for claim in paper.claims:
@@ -135,11 +129,12 @@ def read_paper(folder: Path) -> Paper:
             raise ConfigError(f"{where}.rule: expected one of {', '.join(OPERANDS)}, got {rule!r}")
         if len(claim["operands"]) != OPERANDS[rule]:
             raise ConfigError(f"{where}.operands: {rule} compares {OPERANDS[rule]}, got {len(claim['operands'])}")
-        if rule == "number":
-            row = paper.rows.get(str(claim.get("row")))
-            if row is None or row["table"] not in paper.rule(rule)["runs"]:
-                known = ", ".join(paper.rule(rule)["runs"])
-                raise ConfigError(f"{where}.row: expected the id of a row of {known}, got {claim.get('row')!r}")
+        known = {"number": [name for name, row in paper.rows.items() if "runs" in row], "bounds": list(paper.bounds)}
+        if rule in known and claim.get("row") not in known[rule]:
+            raise ConfigError(f"{where}.row: expected one of {', '.join(known[rule])}, got {claim.get('row')!r}")
+        if rule == "cost" and claim.get("ratio") not in paper.rule(rule)["limits"]:
+            ratios = ", ".join(paper.rule(rule)["limits"])
+            raise ConfigError(f"{where}.ratio: expected one of {ratios}, got {claim.get('ratio')!r}")
     return paper
 
 
@@ -153,33 +148,39 @@ def decide(paper: Paper, results: Results) -> list[Verdict]:
     out = []
     for claim in paper.claims:
         ours, rule = cells[claim["id"]], claim["rule"]
-        times: tuple[TimeToTarget, ...] = ()
+        measured: dict[str, Any] = {}
         if rule == "number":
             row = paper.rows[claim["row"]]
-            finding = number(paper, ours[0], row["accuracy"], row["table"])
+            finding = number(paper, ours[0], row["accuracy"], row["runs"])
         elif rule == "equal":
             finding = equal(paper, ours[0], ours[1], adjusted[claim["id"]])
         elif rule == "greater":
             finding = greater(paper, ours[0], ours[1], adjusted[claim["id"]], opposite[claim["id"]])
+        elif rule == "share":
+            finding, measured["ratios"] = share(paper, ours[0], ours[1])
+        elif rule == "bounds":
+            curves = range_tests(results, ours[0].label)
+            finding, measured["ceilings"] = bounds(paper, curves, paper.bounds[claim["row"]])
+        elif rule == "cost":
+            finding, measured["ratios"] = cost(paper, results.benchmarks, claim["ratio"])
         else:
-            times = measure_times(paper, results, claim)
+            measured["times"] = measure_times(paper, results, claim)
             runs = min(cell.runs for cell in ours)
             finding = Finding(MEASURED if runs else NOT_RUN, min(cell.n for cell in ours))
-        at = claim["operands"][0]["iteration"]
-        controls = tuple(read_cell(results, label, at) for label in claim.get("controls", []))
-        out.append(Verdict(claim, ours, finding, controls, times))
+        controls = tuple(read_cell(results, label, ours[0].iteration) for label in claim.get("controls", []))
+        out.append(Verdict(claim, ours, finding, controls, **measured))
     return out
 
 
 # The rules ------------------------------------------------------------------------------------------------------------
 
 
-def number(paper: Paper, cell: Cell, value: float, table: str) -> Finding:
-    """Does the paper's number (percent) from a table fit what this implementation produces?"""
+def number(paper: Paper, cell: Cell, value: float, runs: int) -> Finding:
+    """Does the paper's number (percent), of so many runs, fit what this implementation produces?"""
     rule = paper.rule("number")
     if none := _no_verdict(paper, cell):
         return none
-    confidence, runs = rule["confidence"], rule["runs"][table]
+    confidence = rule["confidence"]
     plain = statistics.prediction_interval(cell.values, runs, confidence)
     prediction = statistics.prediction_interval(cell.values, runs, confidence, rule["floor"])
     if prediction.half_width > rule["inconclusive"] + statistics.ROUNDING:
@@ -252,13 +253,90 @@ def greater(
     )
 
 
+def share(paper: Paper, a: Cell, b: Cell) -> tuple[Finding, tuple[Ratio, ...]]:
+    """Has A most of what B has learnt? Seed by seed, A's rise above chance over B's."""
+    rule = paper.rule("share")
+    if none := _no_verdict(paper, a, b):
+        return none, ()
+    later = dict(zip(b.seeds, b.values, strict=True))
+    pairs = [(value, later[seed]) for seed, value in zip(a.seeds, a.values, strict=True) if seed in later]
+    shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
+    if len(shares) < paper.verdicts["seeds"]["none_below"]:
+        return _too_few(len(shares)), ()
+    ratio = Ratio("share of the rise", statistics.mean(shares), statistics.mean_interval(shares, rule["interval"]))
+    return _finding(paper, _within(ratio.interval, rule["least"], math.inf), (a, b)), (ratio,)
+
+
+def range_tests(results: Results, label: str) -> list[range_test.Curve]:
+    """The curves of a label's range tests; one that diverged is a curve too, with its end, if it got past its start."""
+    runs = [(record, results.curves[record.run_id]) for record in results.by_label.get(label, [])]
+    return [range_test.curve_of(record, rows) for record, rows in runs if record.status != "failed" and len(rows) > 1]
+
+
+def bounds(
+    paper: Paper, curves: Sequence[range_test.Curve], row: Mapping[str, Any]
+) -> tuple[Finding, dict[str, range_test.Bounds]]:
+    """Do our range tests show the base_lr and the max_lr that the paper read off its own?"""
+    rule, n = paper.rule("bounds"), len(curves)
+    if not n:
+        return Finding(NOT_RUN, n), {}
+    if n < paper.verdicts["seeds"]["none_below"]:
+        return _too_few(n), {}
+    found = {name: range_test.find_bounds(curves, rule["base_rule"], name) for name in rule["max_rules"]}
+    base = next(iter(found.values())).base
+    floors = [reading.lr for reading in base.readings if reading.lr is not None]
+    ceilings = [each.max_lr for each in found.values() if each.max_lr is not None]
+    slack = max(b - a for curve in curves for a, b in pairwise(curve.lr)) + statistics.ROUNDING
+    fits = (
+        base.lr is not None
+        and bool(ceilings)
+        and min(floors) - slack <= row["base_lr"] <= max(floors) + slack
+        and min(ceilings) - slack <= row["max_lr"] <= max(ceilings) + slack
+    )
+    preliminary = n < paper.verdicts["seeds"]["preliminary_below"]
+    return Finding(REPRODUCED if fits else NOT_REPRODUCED, n, preliminary), found
+
+
+def cost(paper: Paper, benchmarks: Sequence[Mapping[str, Any]], ratio: str) -> tuple[Finding, tuple[Ratio, ...]]:
+    """Are the times of an iteration, round by round, in the ratio that is claimed, for every method and machine?"""
+    rule = paper.rule("cost")
+    ratios, rounds = [], []
+    for benchmark in benchmarks:
+        for method, times in benchmark["milliseconds"].items():
+            if ratio == "clr_over_fixed":
+                above, below = times["clr"], times["fixed"]
+            elif method in rule["adaptive"]:
+                above, below = times["fixed"], benchmark["milliseconds"]["sgd"]["clr"]
+            else:
+                continue
+            quotients = [a / b for a, b in zip(above, below, strict=True)]
+            interval = statistics.median_interval(quotients, rule["interval"])
+            ratios.append(Ratio(f"{method} on {benchmark['device']}", statistics.median(quotients), interval))
+            rounds.append(len(quotients))
+    if not ratios:
+        return Finding(NOT_RUN, 0), ()
+    verdicts = {_within(each.interval, *rule["limits"][ratio]) for each in ratios}
+    verdict = next(each for each in (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED) if each in verdicts)
+    return Finding(verdict, min(rounds)), tuple(ratios)
+
+
+def _within(interval: Interval, low: float, high: float) -> str:
+    if interval.low >= low and interval.high <= high:
+        return REPRODUCED
+    return NOT_REPRODUCED if interval.high < low or interval.low > high else INCONCLUSIVE
+
+
 def _no_verdict(paper: Paper, *cells: Cell) -> Finding | None:
     n = min(cell.n for cell in cells)
     if not all(cell.runs for cell in cells):
         return Finding(NOT_RUN, n)
     if n < paper.verdicts["seeds"]["none_below"]:
-        return Finding(f"no verdict (n = {n})", n)
+        return _too_few(n)
     return None
+
+
+def _too_few(n: int) -> Finding:
+    return Finding(f"no verdict (n = {n})", n)
 
 
 def _finding(paper: Paper, verdict: str, cells: Sequence[Cell], **numbers: Any) -> Finding:
@@ -286,62 +364,3 @@ def _corrected(paper: Paper, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[dic
         adjusted |= dict(zip(ids, statistics.holm(p).tolist(), strict=True))
         opposite |= dict(zip(ids, statistics.holm(p_opposite).tolist(), strict=True))
     return adjusted, opposite
-
-
-# Time to target -------------------------------------------------------------------------------------------------------
-
-
-def measure_times(paper: Paper, results: Results, claim: Mapping[str, Any]) -> tuple[TimeToTarget, ...]:
-    """The times of a claim's cells to each target of their network, on the evaluations that all of them have."""
-    rule = paper.rule("time_to_target")
-    shown = [*claim["operands"], *claim.get("beside", [])]
-    roles = ["A", "B", *("beside" for _ in shown[2:])]
-    curves = [curves_of(results, each["experiment"], each["iteration"]) for each in shown]
-    grid = common_grid([curve for cell in curves for curve in cell])
-    out = []
-    for target in targets(paper, shown[0]["experiment"]):
-        for unit in rule["units"]:
-            times = [times_to_target(cell, target, unit, grid) for cell in curves]
-            for role, each, ours in zip(roles, shown, times, strict=True):
-                a = statistics.median(times[0])
-                ratio = statistics.ratio(statistics.median(ours), a) if role != "A" else math.nan
-                interval = statistics.UNDEFINED
-                if not math.isnan(ratio):
-                    interval = statistics.bootstrap_ratio_of_medians(ours, times[0], **rule["bootstrap"])
-                out.append(TimeToTarget(each["experiment"], role, target, unit, ours, ratio, interval))
-    return tuple(out)
-
-
-def targets(paper: Paper, experiment: str) -> list[float]:
-    """The targets (percent) fixed for the network of an experiment; none where none were."""
-    networks = {row.get("experiment"): row["architecture"] for row in paper.rows.values() if "architecture" in row}
-    return paper.rule("time_to_target")["targets"].get(networks.get(experiment), [])
-
-
-def curves_of(results: Results, label: str, until: int) -> list[list[CurveRow]]:
-    """The curves of a label's finished and diverged runs, cut after an iteration."""
-    return [
-        [row for row in results.curves[record.run_id] if row.iteration <= until]
-        for record in results.by_label.get(label, [])
-        if record.status != "failed"
-    ]
-
-
-def common_grid(curves: Sequence[Sequence[CurveRow]]) -> frozenset[int]:
-    """Iterations at which every one of the curves that gets so far was evaluated: a finer grid is no advantage."""
-    at = [(max((row.iteration for row in curve), default=-1), {row.iteration for row in curve}) for curve in curves]
-    union = set().union(*(iterations for _, iterations in at)) if at else set()
-    return frozenset(t for t in union if all(t in iterations or t > last for last, iterations in at))
-
-
-def times_to_target(
-    curves: Sequence[Sequence[CurveRow]], target: float, unit: str, grid: frozenset[int]
-) -> tuple[float, ...]:
-    """Each curve's time to a target on a grid, in a unit: "iterations" or "train_seconds"."""
-    column = {"iterations": "iteration", "train_seconds": "train_seconds"}[unit]
-    out = []
-    for curve in curves:
-        rows = [row for row in curve if row.iteration in grid]
-        times, accuracies = [getattr(row, column) for row in rows], [row.test_accuracy for row in rows]
-        out.append(statistics.time_to_target(times, accuracies, target))
-    return tuple(out)

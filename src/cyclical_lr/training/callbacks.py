@@ -17,7 +17,9 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from cyclical_lr.records import CurveRow, write_atomic, write_curve
+from cyclical_lr.training import ddp
 from cyclical_lr.training.module import Classifier, Member
+from cyclical_lr.training.tracking import log_row
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,6 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     torch.save(state, file)
     data = file.getvalue()
     path = folder / f"checkpoint-{member.iteration:09d}.pt"
-    for leftover in folder.glob(".checkpoint-*.tmp"):  # of a process that was killed while writing; we hold the lock
-        leftover.unlink(missing_ok=True)
     write_atomic(path, data + hashlib.sha256(data).digest())
     for old in sorted(folder.glob("checkpoint-*.pt"))[:-CHECKPOINTS_KEPT]:
         old.unlink(missing_ok=True)
@@ -51,25 +51,39 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
 
 
 def restore_checkpoint(folder: Path, member: Member) -> bool:
-    """Bring the member to its newest readable checkpoint, naming those that are not; False where there is none."""
+    """Bring the member to its newest readable checkpoint, naming those that are not; False where there is none.
+
+    Of several ranks, the first reads it for all of them.
+    """
+    state = ddp.first(lambda: _restore_newest(folder, member))
+    if state is not None and ddp.rank() > 0:
+        _restore(member, state)
+    return state is not None
+
+
+def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
     for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
         try:
             data = path.read_bytes()
             if hashlib.sha256(data[:-32]).digest() != data[-32:]:
                 raise ValueError("its checksum does not match")
-            state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
             if state["run_id"] != member.run_id:
                 raise ValueError(f"it belongs to run {state['run_id']}")
-            member.network.load_state_dict(state["network"])
-            member.solver.load_state_dict(state["solver"])
+            _restore(member, state)
         except Exception as error:  # whatever is wrong with the file, the one before it may be right
             log.warning("checkpoint %s cannot be used (%s): going back to the one before", path, error)
             continue
-        for name in SAVED:
-            setattr(member, name, state[name])
-        member.curve = [CurveRow(*row) for row in state["curve"]]
-        return True
-    return False
+        return state
+    return None
+
+
+def _restore(member: Member, state: dict[str, Any]) -> None:
+    member.network.load_state_dict(state["network"])
+    member.solver.load_state_dict(state["solver"])
+    for name in SAVED:
+        setattr(member, name, state[name])
+    member.curve = [CurveRow(*row) for row in state["curve"]]
 
 
 class Checkpoints(pl.Callback):
@@ -112,10 +126,8 @@ class Curves(pl.Callback):
                 continue
             row = member.curve[-1]
             if member.run_id in self.loggers:
-                metrics = dict(zip(CurveRow.__dataclass_fields__, astuple(row), strict=True))
-                finite = {name: value for name, value in metrics.items() if not math.isnan(value)}
                 try:
-                    self.loggers[member.run_id].log_metrics(finite, step=row.iteration)
+                    log_row(self.loggers[member.run_id], row)
                 except Exception as error:  # a view must not end a run
                     log.warning("W&B did not take iteration %d of %s: %s", row.iteration, member.run_id, error)
             try:

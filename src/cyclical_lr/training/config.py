@@ -16,12 +16,15 @@ from cyclical_lr.records import ConfigError
 
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
 TOP_LEVEL = (
-    *("experiment", "seed", "iterations", "eval_every", "compress", "checkpoint_seconds", "threads"),
+    *("experiment", "seed", "iterations", "eval_every", "engine", "compress", "checkpoint_seconds", "threads"),
     *("results_dir", "runs_dir", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"),
 )
-TRAINER = ("accelerator", "devices", "precision", "emulate_bf16")
+TRAINER = ("accelerator", "devices", "precision", "emulate_bf16", "strategy")
 LOGGER = ("kind", "project", "entity", "mode")
-CLUSTER = ()
+CLUSTER = (
+    *("kind", "snapshot", "partition", "account", "qos", "time", "cpus", "gpus", "memory", "parallel"),
+    *("setup", "sbatch"),
+)
 """All keys that there are: Hydra takes `+typo=1`, `check` does not. The groups with a `_target_` have its arguments."""
 
 TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -38,6 +41,15 @@ def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
         return compose("run", overrides=list(overrides))
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         return compose("run", overrides=list(overrides))
+
+
+def label(plan: Mapping[str, Any], conf: Path) -> str:
+    """The label of the runs in `plan`; the unchanged card of their experiment is read from the folder `conf`."""
+    name, card = plan["experiment"], None
+    if name:
+        # Without a folder: what the card itself says of the data, not what lies where it looks for them.
+        card = describe(plain(compose_config(conf, [f"+experiment={name}", "data.root=null"])), 0)
+    return records.label(name or "custom", describe(plan, seeds(plan["seed"])[0]), card)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -66,9 +78,11 @@ def check(plan: Mapping[str, Any]) -> None:
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER)
     _check_keys("logger", plan["logger"], LOGGER)
-    _check_keys("cluster", plan["cluster"] or {}, CLUSTER)
+    _check_cluster(plan["cluster"])
     for key in ("iterations", "eval_every", "compress"):
         _check_whole(key, plan[key], 1)
+    if plan["engine"] not in ("auto", "reference", "fast"):
+        raise ConfigError(f"engine: expected 'auto', 'reference' or 'fast', got {plan['engine']!r}")
     if plan["threads"] is not None:
         _check_whole("threads", plan["threads"], 1)
     seconds = plan["checkpoint_seconds"]
@@ -84,12 +98,26 @@ def check(plan: Mapping[str, Any]) -> None:
         raise ConfigError(f"model.num_classes: expected data.num_classes={theirs}, got {ours}; leave it out")
     seeds(plan["seed"])
     _check_whole("trainer.devices", plan["trainer"]["devices"], 1)
+    if plan["trainer"]["devices"] > 1:
+        raise ConfigError(
+            f"trainer.devices: expected 1, got {plan['trainer']['devices']}: Lightning would start a process for each by the "
+            "same command line, and with -m each of them would run the whole sweep again. For one run on several devices "
+            "use trainer=ddp, and torchrun or srun to start its ranks"
+        )
+    _check_strategy(plan["trainer"].get("strategy"), plan["seed"])
     if plan["trainer"]["accelerator"] not in ("cpu", "gpu"):
         got = plan["trainer"]["accelerator"]
         raise ConfigError(f"trainer.accelerator: expected 'cpu' or 'gpu', got {got!r}; use trainer=cpu or trainer=gpu")
     if plan["trainer"]["precision"] not in PRECISIONS:
         known, got = ", ".join(PRECISIONS), plan["trainer"]["precision"]
         raise ConfigError(f"trainer.precision: expected one of {known}, got {got!r}")
+
+
+def _check_strategy(strategy: Any, seed: Any) -> None:
+    if strategy not in (None, "ddp"):
+        raise ConfigError(f"trainer.strategy: expected 'ddp' or nothing, got {strategy!r}; use trainer=ddp")
+    if strategy == "ddp" and len(seeds(seed)) > 1:
+        raise ConfigError(f"seed: expected one with trainer.strategy=ddp, got {seed!r}; start its ranks once per seed")
 
 
 def _check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
@@ -99,7 +127,8 @@ def _check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> Non
             path = f"{where}.{key}" if where else key
             close = difflib.get_close_matches(key, allowed, 1)
             meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(allowed))}"
-            raise ConfigError(f"{path}: there is no such key; {meant}")
+            away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
+            raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 
 
 def _keywords(function: Any) -> list[str]:
@@ -110,7 +139,8 @@ def _check_targets(where: str, node: Any) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
             target = records.locate(node["_target_"])
-            _check_keys(where, node, ["_target_", "_convert_", *_keywords(target)])
+            partial = ("_partial_",) if where.startswith("schedule") else ()  # a function of the iteration
+            _check_keys(where, node, ["_target_", "_convert_", *partial, *_keywords(target)])
             for parameter in inspect.signature(target).parameters.values():
                 if parameter.name in node and parameter.annotation in TYPES:
                     expected, types = TYPES[parameter.annotation]
@@ -122,6 +152,17 @@ def _check_targets(where: str, node: Any) -> None:
     elif isinstance(node, list):
         for position, value in enumerate(node):
             _check_targets(f"{where}[{position}]", value)
+
+
+def _check_cluster(cluster: Mapping[str, Any]) -> None:
+    _check_keys("cluster", cluster, CLUSTER)
+    for key in ("time", "cpus", "gpus", "memory", "parallel"):
+        if cluster.get(key) is not None:
+            _check_whole(f"cluster.{key}", cluster[key], 1)
+    if cluster["kind"] not in ("local", "slurm"):
+        raise ConfigError(f"cluster.kind: expected 'local' or 'slurm', got {cluster['kind']!r}; use cluster=NAME")
+    if not isinstance(cluster["snapshot"], bool):
+        raise ConfigError(f"cluster.snapshot: expected true or false, got {cluster['snapshot']!r}")
 
 
 def _check_whole(key: str, value: Any, least: int) -> None:
@@ -145,8 +186,17 @@ def seeds(value: Any) -> list[int]:
 
 
 def describe(plan: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The part of a config that a record keeps: what `records.identity` hashes, plus `eval_every`."""
+    """The part of a config that a record keeps: what `records.identity` hashes, plus `eval_every`.
+
+    A data class that takes whatever set it finds says by a function `identified` which one that is.
+    """
     config = {key: plan[key] for key in ("model", "data", "solver", "schedule", "iterations", "eval_every", "compress")}
     config["iterations"] = plan["iterations"] // plan["compress"]
-    config["data"] = {key: value for key, value in plan["data"].items() if key not in records.WHEREABOUTS}
-    return {**config, "precision": PRECISIONS[plan["trainer"]["precision"]], "seed": seed}
+    identified = getattr(records.locate(plan["data"]["_target_"]), "identified", dict)
+    config["data"] = {k: v for k, v in identified(plan["data"]).items() if k not in records.WHEREABOUTS}
+    return {
+        **config,
+        **records.lr_sha256(config),
+        "precision": PRECISIONS[plan["trainer"]["precision"]],
+        "seed": seed,
+    }

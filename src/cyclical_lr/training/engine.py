@@ -1,6 +1,9 @@
 """One iteration of training: the readable reference, and the fast engine that must equal it."""
 
+import json
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,16 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from cyclical_lr.records import ConfigError
 from cyclical_lr.solvers import set_lr
+from cyclical_lr.training import ddp, provenance
+
+BLOCKS = {"reference": 1, "fast": 50}
+"""Iterations between looks at the clock, the loss and the terminal."""
+CHECKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
+"""Where `make gpu-check` writes, in a checkout."""
 
 
-def seed_step(seed: int, iteration: int) -> None:
+def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
     """Seed torch's global generators for one iteration of a run that draws numbers while it trains.
 
     Dropout, stochastic depth and augmentation then depend on (seed, iteration) alone: a run that is continued, or that
-    shares its process with other seeds, draws what an unbroken run of its own would. The mixing is SplitMix64's.
+    shares its process with other seeds, draws what an unbroken run of its own would. Ranks draw differently, since they
+    have different samples. The mixing is SplitMix64's.
     """
-    z = (seed * 0x9E3779B97F4A7C15 + iteration * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & 0xFFFFFFFFFFFFFFFF
+    z = seed * 0x9E3779B97F4A7C15 + iteration * 0xD1B54A32D192ED03 + rank * 0xA24BAED4963EE407 + 0x2545F4914F6CDD1D
+    z &= 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     torch.manual_seed(z >> 32)  # torch's CPU generator takes 32 bits
@@ -133,8 +145,38 @@ class FastEngine:
 
 def unsuited(networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
     """Why `FastEngine` cannot train these runs; empty where it can."""
+    if ddp.ranks() > 1:
+        return "the run is spread over several ranks"
     if any(getattr(module, "stochastic", False) for root in (*networks, train_set) for module in root.modules()):
         return "the run draws random numbers while it trains"
+    if not getattr(train_set, "resident", False):
+        return "the training set does not live on the device"
     if not all(getattr(solver, "takes_tensor_lr", False) for solver in solvers):
         return f"{type(solvers[0]).__name__} does not take its LR as a tensor"
     return ""
+
+
+def choose_engine(
+    wanted: str, networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device
+) -> str:
+    """The engine for these runs, "fast" or "reference".
+
+    "auto" takes the fast one on devices for which `check_file` is there and says that it equals the reference.
+
+    Raises:
+        ConfigError: "fast" is wanted for runs that it cannot train.
+    """
+    reason = unsuited(networks, solvers, train_set)
+    if wanted == "fast" and reason:
+        raise ConfigError(f"engine=fast: {reason}; use engine=auto or engine=reference")
+    if wanted == "auto":
+        file = check_file(device)
+        equal = file.exists() and json.loads(file.read_text())["fast_equals_reference"]
+        return "fast" if equal and not reason else "reference"
+    return wanted
+
+
+def check_file(device: torch.device) -> Path:
+    """Where `make gpu-check` says what it found on such a device."""
+    name = re.sub(r"[^a-z0-9]+", "_", provenance.device_name(device).lower()).strip("_")
+    return CHECKS / f"{name}.json"

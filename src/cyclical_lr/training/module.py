@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cyclical_lr.records import CurveRow
-from cyclical_lr.training.engine import reference_step, seed_step
+from cyclical_lr.training import ddp
+from cyclical_lr.training.engine import FastEngine, reference_step, seed_step
 
 
 @dataclass
@@ -45,18 +46,27 @@ class Member:
 class Classifier(pl.LightningModule):
     """Trains the members on blocks of iterations and evaluates them on the whole test set.
 
-    A batch of the training loader is a block: {"start": iteration, "indices": int64 [members, k, batch]}. A batch of
-    the evaluation loader is int64 [n], indices into the test set. Both index sets that live on the training device.
+    A batch of the training loader is a block: "start", the iteration, and by name what `train_set` takes for k
+    iterations of every member, each [members, k, ...]: "indices", int64 [members, k, batch], where the set lives on the
+    training device; pixels and more where it is streamed. A batch of the evaluation loader is what `test_set` takes,
+    likewise by name, or int64 [n], indices alone.
 
     Args:
         members: runs that stand at the same iteration.
-        train_set, test_set: modules that map indices to (x, y), with `len`. A module in them or in a network that draws
-            random numbers while it trains says so by an attribute `stochastic`.
+        train_set, test_set: modules that map what the loaders yield to (x, y), with `len`. A module in them or in a
+            network that draws random numbers while it trains says so by an attribute `stochastic`; a test set of which
+            the top-5 accuracy is wanted too, by `top5`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
+        engine: "reference", or "fast" where `engine.unsuited` has nothing against it.
     """
 
     def __init__(
-        self, members: Sequence[Member], train_set: nn.Module, test_set: nn.Module, lrs: np.ndarray[Any, Any]
+        self,
+        members: Sequence[Member],
+        train_set: nn.Module,
+        test_set: nn.Module,
+        lrs: np.ndarray[Any, Any],
+        engine: str = "reference",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -64,12 +74,18 @@ class Classifier(pl.LightningModule):
         self.networks = nn.ModuleList(member.network for member in members)
         self.train_set, self.test_set = train_set, test_set
         self.lrs: list[float] = lrs.tolist()
+        self.top5 = bool(getattr(test_set, "top5", False))
         self.draws = any(getattr(module, "stochastic", False) for module in self.modules())
+        self.engine = engine
         self.iteration = members[0].iteration
         self.last_loss = math.nan  # mean training loss since the last evaluation, for people to watch
         self._loss_sums = [torch.tensor(member.loss_sum, dtype=torch.float64) for member in members]
         self._tested = torch.zeros(0)
         self._clock_started: float | None = None
+        self._fast: FastEngine | None = None
+        # Ranks have the images already: DDP is not to send them.
+        images = [name for name, _ in self.named_buffers() if name.startswith(("train_set.", "test_set."))]
+        self._ddp_params_and_buffers_to_ignore = images
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [member.solver for member in self.members]
@@ -77,19 +93,30 @@ class Classifier(pl.LightningModule):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def training_step(self, block: dict[str, Any], _: int) -> None:
-        for j in range(block["indices"].shape[1]):
+        if self._fast is not None:
+            self._fast(self.iteration, block["indices"])
+            self.iteration += block["indices"].shape[1]
+            for member in self.members:
+                member.loss_count += block["indices"].shape[1]
+        else:
+            self._reference_steps(block)
+        # On a GPU this look at the loss would stall it, and waits for sync(); ranks must see alike when it diverges.
+        if self.device.type == "cpu" or ddp.ranks() > 1:
+            self.sync()
+
+    def _reference_steps(self, block: dict[str, Any]) -> None:
+        streams = {name: values for name, values in block.items() if name != "start"}
+        for j in range(next(iter(streams.values())).shape[1]):
             lr = self.lrs[self.iteration]
             for m, member in enumerate(self.members):
                 if not member.diverged:
                     if self.draws:
-                        seed_step(member.seed, self.iteration)
-                    x, y = self.train_set(block["indices"][m, j])
+                        seed_step(member.seed, self.iteration, ddp.rank())
+                    x, y = self.train_set(**{name: values[m, j] for name, values in streams.items()})
                     loss = reference_step(member.network, member.solver, x, y, lr, self.manual_backward)
-                    self._loss_sums[m] += loss
+                    self._loss_sums[m] += ddp.mean(loss)
                     member.loss_count += 1
             self.iteration += 1
-        if self.device.type == "cpu":  # elsewhere this look at the loss would stall the device: it waits for sync()
-            self.sync()
 
     def sync(self) -> None:
         """Bring what the members know up to the current iteration, and find those that have diverged."""
@@ -111,18 +138,23 @@ class Classifier(pl.LightningModule):
         self.stop_clock()
         self.sync()
         self._eval_started = time.perf_counter()
-        self._tested = torch.zeros(len(self.members), 2, dtype=torch.float64, device=self.device)
+        for network in self.networks:
+            ddp.take_buffers(network)
+        self._tested = torch.zeros(len(self.members), 3, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, indices: Tensor, _: int) -> None:
-        x, y = self.test_set(indices)
+    def validation_step(self, batch: Tensor | dict[str, Any], _: int) -> None:
+        x, y = self.test_set(**batch) if isinstance(batch, dict) else self.test_set(batch)
         for m, network in enumerate(self.networks):
             logits = network(x).float()
             self._tested[m, 0] += F.cross_entropy(logits, y, reduction="sum")
             self._tested[m, 1] += (logits.argmax(1) == y).sum()
+            if self.top5:
+                five = logits.topk(min(5, logits.shape[1])).indices
+                self._tested[m, 2] += (five == y[:, None]).sum()
 
     def on_validation_epoch_end(self) -> None:
         images = len(self.test_set)  # type: ignore[arg-type]
-        tested = self._tested.tolist()
+        tested = ddp.total(self._tested).tolist()
         seconds = time.perf_counter() - self._eval_started
         for m, member in enumerate(self.members):
             if self.iteration > 0 and not math.isfinite(tested[m][0]):  # the training loss tells a step later
@@ -137,6 +169,7 @@ class Classifier(pl.LightningModule):
                 test_loss=tested[m][0] / images,
                 test_accuracy=100 * tested[m][1] / images,
                 train_seconds=member.train_seconds,
+                test_accuracy_top5=100 * tested[m][2] / images if self.top5 else math.nan,
             )
             member.curve.append(row)
             member.loss_sum, member.loss_count = 0.0, 0
@@ -146,6 +179,11 @@ class Classifier(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self._loss_sums = [loss_sum.to(self.device) for loss_sum in self._loss_sums]
+
+    def on_train_start(self) -> None:
+        if self.engine == "fast":
+            solvers = [member.solver for member in self.members]
+            self._fast = FastEngine(list(self.networks), solvers, self.train_set, self.lrs, self._loss_sums)
 
     def on_train_epoch_start(self) -> None:
         self.start_clock()

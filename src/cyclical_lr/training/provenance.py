@@ -10,13 +10,15 @@ import torch
 
 EVIDENCE = ("results", "paper_figures")
 """Folders that a running study writes to: changes there do not make the code dirty."""
+DIRTY = "-dirty"
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "wandb", "cyclical-lr")
 
 
 def commit() -> tuple[str, bool]:
     """The commit of the checkout that this package is imported from, and whether files differ from it.
 
-    Where there is no git (a copy on a compute node), `CYCLICAL_LR_COMMIT` names the commit; else it is "unknown".
+    Where there is no git (a snapshot, a copy on a compute node), `CYCLICAL_LR_COMMIT` names the commit, with "-dirty"
+    after it where files differ (as `git describe --dirty` has it); else it is "unknown".
     """
     here = Path(__file__).resolve().parent
 
@@ -29,7 +31,8 @@ def commit() -> tuple[str, bool]:
         untouched = [f":(exclude,top){folder}" for folder in EVIDENCE]
         return git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("CYCLICAL_LR_COMMIT", "unknown"), False
+        named = os.environ.get("CYCLICAL_LR_COMMIT", "unknown")
+        return named.removesuffix(DIRTY), named.endswith(DIRTY)
 
 
 def versions() -> dict[str, str]:

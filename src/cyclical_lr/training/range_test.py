@@ -13,17 +13,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from cyclical_lr.range_test import (
-    Bounds,
-    Curve,
-    Thresholds,
-    evaluation_points,
-    find_bounds,
-    measured_curve,
-    percent,
-    preserved_rng,
-    report,
-)
+from cyclical_lr.range_test import Bounds, Curve, Thresholds, find_bounds, report
+from cyclical_lr.range_test_loop import RampTest, percent, preserved_rng
 from cyclical_lr.schedules import RangeTest
 from cyclical_lr.solvers import set_lr
 
@@ -83,9 +74,8 @@ class LRRangeTest(pl.Callback):
         stepsize: int | None = None,
         datamodule: pl.LightningDataModule | None = None,
     ) -> None:
-        self.ramp = RangeTest(min_lr, max_lr, iterations)
-        self.points = evaluation_points(iterations, eval_every)
-        self.eval_every, self.monitor, self.scale = eval_every, monitor, scale
+        self.test = RampTest(RangeTest(min_lr, max_lr, iterations), eval_every)
+        self.monitor, self.scale = monitor, scale
         self.base_rule, self.max_rule, self.thresholds = base_rule, max_rule, thresholds
         self.stepsize, self.datamodule = stepsize, datamodule
         self.curve: Curve | None = None
@@ -122,23 +112,24 @@ class LRRangeTest(pl.Callback):
             raise ValueError(
                 f"{type(pl_module).__name__}: expected automatic optimization of one optimizer, got "
                 f"automatic_optimization={pl_module.automatic_optimization} and {len(trainer.optimizers)} optimizers; "
-                "use cyclical_lr.range_test.lr_range_test with a loop of your own"
+                "use cyclical_lr.range_test_loop.lr_range_test with a loop of your own"
             )
         if not trainer.enable_validation:
             raise ValueError(
                 f"{type(pl_module).__name__}: expected validation that logs {self.monitor!r}, got none; give fit "
                 "validation data, and the module a validation_step"
             )
-        recorder = _Recorder(self.ramp, self.monitor, self.scale)
-        second = _second_trainer(trainer, recorder, self.ramp.stepsize, self.eval_every)
+        iterations = self.test.ramp.stepsize
+        recorder = _Recorder(self.test.ramp, self.monitor, self.scale)
+        second = _second_trainer(trainer, recorder, iterations, self.test.eval_every)
         module, datamodule, train, val = _copies(trainer, pl_module, second, self.datamodule)
         second.validate(module, val, verbose=False, datamodule=datamodule)
         second.fit(module, train, val, datamodule=datamodule)
-        if not recorder.diverged and self.ramp.stepsize not in recorder.accuracies:
+        if not recorder.diverged and iterations not in recorder.accuracies:
             second.validate(module, val, verbose=False, datamodule=datamodule)
         epoch = second.num_training_batches / trainer.accumulate_grad_batches
-        four_epochs = 4 * math.ceil(epoch) if math.isfinite(epoch) else self.ramp.stepsize
-        return measured_curve(self.ramp, self.points, recorder.accuracies), four_epochs
+        four_epochs = 4 * math.ceil(epoch) if math.isfinite(epoch) else iterations
+        return self.test.curve(recorder.accuracies), four_epochs
 
 
 @contextmanager
@@ -234,7 +225,7 @@ def _copies(
     except Exception as error:
         raise ValueError(
             f"{type(pl_module).__name__}: expected a module and data that can be deep-copied, got {error!r}; give the "
-            "test a datamodule of its own, or use cyclical_lr.range_test.lr_range_test"
+            "test a datamodule of its own, or use cyclical_lr.range_test_loop.lr_range_test"
         ) from error
     # They are set up: once more would draw other weights or another split, and callbacks are for the user's fit.
     module, data, train, val = copied

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-import os
+import math
 import signal
 import warnings
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,19 @@ from omegaconf import DictConfig
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError, Record, build
-from cyclical_lr.training import provenance
+from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
-from cyclical_lr.training.config import check, compose_config, describe, plain, seeds
+from cyclical_lr.training.config import check, describe, label, plain, seeds
+from cyclical_lr.training.engine import BLOCKS, choose_engine
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.tracking import close_logger, open_logger
 
 log = logging.getLogger(__name__)
+
+CHECKSUMS = ("train_sha256", "test_sha256", "mean_sha256")
+"""Keys of `data` that say what the images are."""
+
+COMMIT, DIRTY = provenance.commit()  # now, when the code is read: a study runs for days, and the tree may change
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
         cfg: composed from conf/run.yaml.
         conf: the folder that it was composed from; an experiment's unchanged card is read there for the label.
     Returns:
-        an outcome per seed.
+        an outcome per seed; of several ranks, on the first alone.
     Raises:
         ConfigError: something in `cfg` cannot be used; nothing was written.
         Exception: whatever ended the training; the record says "failed" and why.
@@ -55,52 +62,62 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
     _quiet()
     plan = plain(cfg)
     check(plan)
+    if plan["trainer"].get("strategy") == "ddp":
+        ddp.join()
     configs = [describe(plan, seed) for seed in seeds(plan["seed"])]
     lrs = records.learning_rates(configs[0])
-    card = None
-    if plan["experiment"]:
-        card = describe(plain(compose_config(conf, [f"+experiment={plan['experiment']}"])), 0)
-    name = records.label(plan["experiment"] or "custom", configs[0], card)
-    results, folders = Path(plan["results_dir"]), {}
-    for path in (records.record_path(results, "any"), records.curve_path(results, "any")):
-        _check_writable("results_dir", path.parent)
+    name = label(plan, conf)
     if plan["threads"]:
         torch.set_num_threads(plan["threads"])
-
-    outcomes: list[Outcome] = []
     with ExitStack() as locks:
-        missing = []
-        for config in configs:
-            run_id = records.run_id(config)
-            folder = Path(plan["runs_dir"]) / run_id
-            _check_writable("runs_dir", folder)
-            lock = FileLock(folder / "lock")
-            try:
-                locks.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
-                outcomes.append(Outcome(run_id, None, fresh=False))
-                continue
-            if records.is_over(results, run_id):
-                path = records.record_path(results, run_id)
-                record = records.read_record(path)
-                log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, path)
-                outcomes.append(Outcome(run_id, record, fresh=False))
-                continue
-            folders[run_id] = folder
-            missing.append(config)
+        outcomes, missing = ddp.first(lambda: _claim(plan, name, configs, locks))
         if missing:
+            folders = {records.run_id(config): _folder(plan, config) for config in missing}
             fresh = _train(plan, name, missing, folders, lrs)
             outcomes += [Outcome(record.run_id, record, fresh=True) for record in fresh]
-    return outcomes
+    return outcomes if ddp.rank() == 0 else []
+
+
+def _claim(
+    plan: Mapping[str, Any], name: str, configs: list[dict[str, Any]], locks: ExitStack
+) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    """Lock the runs that are missing: the outcomes of the others, and the configs of these."""
+    results = Path(plan["results_dir"])
+    for path in (records.record_path(results, "any"), records.curve_path(results, "any")):
+        _check_writable("results_dir", path.parent)
+    outcomes, missing = [], []
+    for config in configs:
+        run_id, folder = records.run_id(config), _folder(plan, config)
+        _check_writable("runs_dir", folder)
+        lock = FileLock(folder / "lock")
+        try:
+            locks.enter_context(lock.acquire(timeout=0))
+        except Timeout:
+            log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
+            outcomes.append(Outcome(run_id, None, fresh=False))
+            continue
+        if records.is_over(results, run_id):
+            path = records.record_path(results, run_id)
+            record = records.read_record(path)
+            log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, path)
+            outcomes.append(Outcome(run_id, record, fresh=False))
+            continue
+        records.remove_leftovers(folder)
+        for path in (records.record_path(results, run_id), records.curve_path(results, run_id)):
+            records.remove_leftovers(path.parent, path.name)
+        missing.append(config)
+    return outcomes, missing
+
+
+def _folder(plan: Mapping[str, Any], config: dict[str, Any]) -> Path:
+    return Path(plan["runs_dir"]) / records.run_id(config)
 
 
 def _check_writable(key: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with TemporaryFile(dir=folder):  # without a name: nothing is left where this process is killed
+            pass
     except OSError as error:
         raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); give another {key}=...") from error
 
@@ -109,9 +126,16 @@ def _check_writable(key: str, folder: Path) -> None:
 
 
 def make_trainer(
-    accelerator: str, precision: str, devices: int = 1, emulate_bf16: bool = False, **options: Any
+    accelerator: str,
+    precision: str,
+    devices: int = 1,
+    emulate_bf16: bool = False,
+    strategy: str | None = None,
+    **options: Any,
 ) -> pl.Trainer:
     """A Lightning Trainer for the study: no checkpoints, bars or logs of its own.
+
+    With `strategy` "ddp" it is of one of the ranks, if there are several (`ddp.join`).
 
     Raises:
         ConfigError: the device is not there, or does not have the precision.
@@ -127,15 +151,15 @@ def make_trainer(
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    ours = {"devices": devices, **(ddp.trainer_options(accelerator) if strategy == "ddp" else {}), **options}
     return pl.Trainer(
         accelerator=accelerator,
-        devices=devices,
         precision=precision,  # type: ignore[arg-type]
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_model_summary=False,
         logger=False,
-        **options,
+        **slurm.trainer_options(ours),
     )
 
 
@@ -151,6 +175,7 @@ def _train(
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
+    ddp.check_shares(data.batch_size, len(data.test))
     members = []
     for config in configs:
         member = new_member(plan, config, name)
@@ -191,53 +216,77 @@ def _train_together(
     title = f"{members[0].label} seed {','.join(str(member.seed) for member in members)}"
     loggers: dict[str, Any] = {}
     checkpoints = Checkpoints(folders, plan["checkpoint_seconds"])
+    callbacks = [Curves(folders, loggers), Progress(title, iterations), checkpoints] if ddp.rank() == 0 else []
+    if ddp.ranks() > 1:
+        callbacks.append(ddp.EndAtTerm())
     trainer = make_trainer(
         **plan["trainer"],
         max_epochs=-(-iterations // every) - first // every,  # an epoch is the stretch between two evaluations
-        callbacks=[Curves(folders, loggers), Progress(title, iterations), checkpoints],
+        callbacks=callbacks,
         default_root_dir=folders[members[0].run_id],
     )
-    commit, dirty = provenance.commit()
-    device = provenance.device_name(trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    networks, solvers = [member.network for member in members], [member.solver for member in members]
+    engine = choose_engine(plan["engine"], networks, solvers, data.train, device)
+    device_name = provenance.device_name(device)
     for member, config in zip(members, configs, strict=True):
         member.segments.append(
             {
                 "iteration": first,
-                "commit": commit,
-                "dirty": dirty,
-                "device": device,
+                "commit": COMMIT,
+                "dirty": DIRTY,
+                "device": f"{ddp.ranks()} x {device_name}" if ddp.ranks() > 1 else device_name,
+                "ranks": ddp.ranks(),
+                "engine": engine,
                 "together": len(members),  # runs that share the process, hence the training seconds
                 "started": _now(),
             }
         )
-        title_of_one = f"{member.label} seed {member.seed}"
-        logger = open_logger(folders[member.run_id], member.run_id, title_of_one, config, **plan["logger"])
-        if logger is not None:
-            loggers[member.run_id] = logger
+        if ddp.rank() == 0:
+            logger = open_logger(folders[member.run_id], member.run_id, member.label, config, **plan["logger"])
+            if logger is not None:
+                loggers[member.run_id] = logger
 
-    module = Classifier(members, data.train, data.test, lrs)
+    module = Classifier(members, data.train, data.test, lrs, engine)
+    shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
     try:
         if members[0].evaluation_due(every, iterations):
-            trainer.validate(module, data.eval_blocks(), verbose=False)
+            trainer.validate(module, data.eval_blocks(shard=shard), verbose=False)
         if first < iterations:
-            blocks = data.train_blocks([member.seed for member in members], first, iterations, every)
-            trainer.fit(module, blocks, data.eval_blocks())
-        checkpoints.save(module)
+            seeds_of = [member.seed for member in members]
+            blocks = data.train_blocks(seeds_of, first, iterations, every, block=BLOCKS[engine], shard=shard)
+            trainer.fit(module, blocks, data.eval_blocks(shard=shard))
+        if ddp.rank() == 0:
+            checkpoints.save(module)
     except SystemExit as leave:  # how Lightning answers SIGTERM, and with a code of 0
         raise SystemExit(leave.code or 128 + signal.SIGTERM) from leave
     except Exception as failure:
         error = failure
     module.stop_clock()
+    if ddp.rank() > 0:
+        if error is not None:
+            raise error
+        return []
 
-    results, out = Path(plan["results_dir"]), []
+    results, out, obstacle = Path(plan["results_dir"]), [], None
     for member, config in zip(members, configs, strict=True):
         record = _record(plan, member, config, error)
-        records.write_curve(records.curve_path(results, member.run_id), member.curve)
-        records.write_record(results, record)  # last: a run with a record is over
+        try:
+            records.write_curve(records.curve_path(results, member.run_id), member.curve)
+            records.write_record(results, record)  # last: a run with a record is over
+        except OSError as full:
+            obstacle = full
         if member.run_id in loggers:
-            close_logger(loggers[member.run_id], {"status": record.status}, int(record.status == "failed"))
+            close_logger(loggers[member.run_id], record.status)
         out.append(record)
+    if obstacle is not None:
+        raise OSError(
+            obstacle.errno,
+            f"results_dir: cannot write to {results} ({obstacle.strerror}). Nothing that was trained is lost: the "
+            f"checkpoints in {plan['runs_dir']} stay. Make room there, or make it writable, or give another "
+            "results_dir=...; the same command then writes what is missing",
+        ) from (error or obstacle)
     if error is not None:
         raise error
     return out
@@ -258,11 +307,11 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         best_test_accuracy=max(accuracies, default=None),
         train_seconds=round(member.train_seconds, 3),
         eval_seconds=round(member.eval_seconds, 3),
-        engine="reference",
+        engine=last["engine"],
         precision=config["precision"],
         device=last["device"],
         threads=torch.get_num_threads(),
-        data_sha256=hashlib.sha256((data["train_sha256"] + data["test_sha256"]).encode()).hexdigest(),
+        data_sha256=hashlib.sha256("".join(data.get(key) or "" for key in CHECKSUMS).encode()).hexdigest(),
         config_sha256=records.config_sha256(config),
         commit=last["commit"],
         dirty=any(segment["dirty"] for segment in member.segments),
@@ -287,8 +336,9 @@ def summary(record: Record, conf: Path, results: Path) -> str:
         head += f" ({record.message})"
     lines = [head]
     if best is not None:
+        top5 = "" if math.isnan(curve[-1].test_accuracy_top5) else f", top-5 {curve[-1].test_accuracy_top5:.2f} %,"
         lines.append(
-            f"  ours   {record.test_accuracy:.2f} % at {curve[-1].iteration:,} iterations "
+            f"  ours   {record.test_accuracy:.2f} %{top5} at {curve[-1].iteration:,} iterations "
             f"(best {best.test_accuracy:.2f} % at {best.iteration:,}); "
             f"{record.train_seconds / 60:.1f} min of training, {record.eval_seconds / 60:.1f} of evaluation"
         )
@@ -316,5 +366,5 @@ def _now() -> str:
 def _quiet() -> None:
     """Silence Lightning's tips and the warnings about what is meant here or is not ours."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*"):
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*`srun` command.*"):
         warnings.filterwarnings("ignore", message)

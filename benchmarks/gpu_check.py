@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""`make gpu-check`: whether the fast engine is right and fast on this GPU, in under ten minutes.
+
+    python benchmarks/gpu_check.py                        # on the real CIFAR-10
+    python benchmarks/gpu_check.py data=cifar10_sample    # without it
+
+Runs the tests of the engine on the GPU (fast equals reference, resume, seeds together) and measures the targets below.
+The outcome goes to benchmarks/results/<device>.json. Commit that file: engine=auto takes the fast engine on devices for
+which one with "fast_equals_reference": true is committed, and the reference elsewhere.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from step import Pictures, PlainModule, measure, now
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from cyclical_lr.records import Record, build, learning_rates
+from cyclical_lr.training import provenance
+from cyclical_lr.training.config import compose_config, describe, plain
+from cyclical_lr.training.engine import check_file
+from cyclical_lr.training.module import Classifier
+from cyclical_lr.training.run import make_trainer, new_member, run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+TESTS = ("tests/training/test_engine.py", "tests/training/test_fast_runs.py")
+TARGETS = {
+    "cifar10_tri2, 25,000 iterations with evaluation (s)": "under 10",
+    "eight seeds together / one (time)": "under 2",
+    "run / DataLoader module (it/s)": "at least 10",
+    "resnet: bf16 run / float32 DataLoader module (images/s)": "at least 3",
+    "stochastic_depth: bf16 run / float32 DataLoader module (images/s)": "at least 3",
+    "densenet: bf16 run / float32 DataLoader module (images/s)": "at least 3",
+}
+
+
+def main(overrides: list[str]) -> int:
+    if not torch.cuda.is_available():
+        print("error: expected a machine with a CUDA GPU, found none", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "cuda", *TESTS], cwd=REPOSITORY, check=False)
+    commit, dirty = provenance.commit()
+    measured: dict[str, float] = {}
+    fast = [*overrides, "trainer=gpu", "engine=fast", "logger=none"]
+
+    def seconds(*more: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            where = [f"results_dir={folder}/results", f"runs_dir={folder}/runs"]
+            outcomes = run(compose_config(CONF, ["+experiment=cifar10_tri2", *fast, *where, *more]), CONF)
+        records = [outcome.record for outcome in outcomes if isinstance(outcome.record, Record)]
+        return max(record.train_seconds + record.eval_seconds for record in records)
+
+    names = iter(TARGETS)
+    measured[next(names)] = seconds()
+    pairs = [(seconds("compress=10", f"seed={list(range(8))}"), seconds("compress=10")) for _ in range(3)]
+    measured[next(names)] = median(eight / one for eight, one in pairs)
+    taken, _, equal = measure(fast)
+    measured[next(names)] = median(m / r for m, r in zip(taken["module"], taken["run"], strict=True))
+    for network in ("resnet", "stochastic_depth", "densenet"):
+        card = {"resnet": "resnet", "stochastic_depth": "sd", "densenet": "densenet"}[network]
+        measured[next(names)] = images_per_second_ratio(f"cifar10_{card}_lr01", overrides, device)
+
+    outcome = {
+        "device": provenance.device_name(device),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "dirty": dirty,
+        "fast_equals_reference": tests.returncode == 0 and equal,
+        "measured": {name: {"value": round(measured[name], 3), "target": target} for name, target in TARGETS.items()},
+        "versions": provenance.versions(),
+    }
+    file = check_file(device)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(outcome, indent=1) + "\n")
+    print(json.dumps(outcome, indent=1))
+    print(f"wrote {file}")
+    return int(not outcome["fast_equals_reference"])
+
+
+def images_per_second_ratio(experiment: str, overrides: list[str], device: torch.device) -> float:
+    """Table 4's recipe: our run in bf16 beside the usual float32 one with a DataLoader, alternating."""
+    iterations = 60
+    plan = plain(
+        compose_config(
+            CONF,
+            [f"+experiment={experiment}", *overrides, "trainer=gpu_bf16", "logger=none", f"iterations={iterations}"],
+        )
+    )
+    config = describe(plan, seed=0)
+    data = build(plan["data"])
+    data.prepare_data()
+    data.setup("fit")
+    augmented = [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
+    pictures = Pictures(data.train.pixels, data.train.labels)
+    pictures.transform.transforms[:1] = augmented
+    loader = DataLoader(pictures, data.batch_size, shuffle=True, num_workers=8, persistent_workers=True)
+    usual = PlainModule(build(plan["model"]))
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        quiet: dict[str, Any] = {"enable_progress_bar": False, "max_epochs": 1, "default_root_dir": folder}
+        for _ in range(3):
+            module = Classifier([new_member(plan, config, "run")], data.train, data.test, learning_rates(config))
+            clock = Clock()
+            trainer = make_trainer(**plan["trainer"], **quiet, callbacks=[clock])
+            trainer.fit(module, data.train_blocks([0], 0, iterations, iterations))
+            silent = {"enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+            pl.Trainer(accelerator="gpu", devices=1, limit_train_batches=iterations, **quiet, **silent).fit(
+                usual, loader
+            )
+            ratios.append(usual.seconds / clock.seconds)
+    return median(ratios)
+
+
+class Clock(pl.Callback):
+    """Seconds of a run from its fifth iteration to its last, as `PlainModule` counts its own."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Classifier)
+        if module.iteration == PlainModule.WARM_UP:
+            self.since = now(module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.seconds = now(module.device) - self.since
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

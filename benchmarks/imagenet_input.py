@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""What a worker of the ImageNet loader does beside decoding: reading, cropping, mirroring.
+
+    python benchmarks/imagenet_input.py ROOT    # a folder that scripts/prepare_imagenet.py filled
+
+One core. Both sides run in one process, in alternation, on the same images: the loader's own function, from files on
+disk (in the system's cache) to a batch of crops; and torchvision.io.decode_jpeg alone, on the same files already in
+memory. Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; with a new batch each
+time, as a loader has it, the ratio is printed too: the rest is the price of fresh memory on the machine at hand.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torchvision.io import decode_jpeg, read_file
+
+from cyclical_lr.data.imagenet import ImageNetData, Reader
+from cyclical_lr.training import provenance
+
+BATCH, CHUNKS = 256, 21  # the first chunk warms up
+
+
+def decode_alone(files: Iterable[Tensor]) -> None:
+    for file in files:
+        decode_jpeg(file)
+
+
+def main(root: str) -> None:
+    torch.set_num_threads(1)
+    classes = json.loads((Path(root) / "index.json").read_text())["classes"]
+    data = ImageNetData("benchmark", len(classes), root, crop=227, batch_size=BATCH, workers=0)
+    data.setup()
+    reader = Reader(data.images["train"], data.crop, decode=True)
+    orders = [data.order(0, iteration) for iteration in range(CHUNKS)]
+    out = torch.empty(BATCH, 227, 227, 3, dtype=torch.uint8).numpy()
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.process_time()  # of this process: a shared machine's other work is not ours
+        work()
+        return time.process_time() - start
+
+    decoding, reused, fresh = [], [], []
+    for order in orders:
+        files = [read_file(reader.images.path(sample)) for sample in order["samples"]]
+        decoding.append(seconds(partial(decode_alone, files)))
+        reused.append(seconds(partial(reader.read, order, out)))
+        fresh.append(seconds(partial(reader.__getitem__, order)))
+
+    print(f"{provenance.device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}")
+    print(f"{CHUNKS - 1} chunks of {BATCH} images each way, alternating; CPU seconds")
+    for name, times in (("decode_jpeg alone", decoding), ("read, decode, crop, mirror", reused), ("new batch", fresh)):
+        ratios = sorted(alone / own for alone, own in list(zip(decoding, times, strict=True))[1:])
+        print(
+            f"{name:<27} {BATCH / median(times[1:]):7.0f} images/s (median), "
+            f"ratio {median(ratios):.3f} (median), {ratios[0]:.3f} to {ratios[-1]:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

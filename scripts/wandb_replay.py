@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Make W&B runs from records and curves: each clean and whole, with the id, name and config of the run itself.
+
+    python scripts/wandb_replay.py [RUN_ID ...] [KEY=VALUE ...]
+
+For runs on a cluster without a network, runs that were requeued, and runs that were not logged. Without a RUN_ID: every
+record in results/. Keys, as in scripts/run.py: results_dir, runs_dir, logger.project, logger.entity, logger.mode.
+
+Offline, W&B's files go into outputs/wandb-replay/, and the command that uploads them is printed; logger.mode=online
+uploads at once. Either way, what W&B has under a run's id is overwritten, so a replay can be repeated.
+
+Exit codes: 0 all replayed, 1 a record or curve cannot be used, or W&B broke off, 2 unusable input.
+"""
+
+import sys
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONF = REPOSITORY / "conf"
+KEYS = ("results_dir", "runs_dir", "logger.project", "logger.entity", "logger.mode")
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    overrides = [argument for argument in arguments if "=" in argument]
+    for override in overrides:
+        if override.partition("=")[0] not in KEYS:
+            return refuse(f"{override}: there is no such key here; expected one of {', '.join(KEYS)}")
+
+    from filelock import FileLock, Timeout  # imported here: --help stays quick
+
+    from cyclical_lr import records
+    from cyclical_lr.training.config import compose_config
+    from cyclical_lr.training.tracking import replay
+
+    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
+    try:
+        cfg = compose_config(CONF, overrides)
+    except HydraException as error:
+        return refuse(str(error))
+    results, runs = Path(cfg.results_dir), Path(cfg.runs_dir)
+    paths = [records.record_path(results, argument) for argument in arguments if argument not in overrides]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        return refuse(f"RUN_ID: there is no {', '.join(missing)}; a run has a record once it has ended")
+    paths = paths or sorted(records.record_path(results, "any").parent.glob("*.json"))
+    if not paths:
+        return refuse(f"results_dir: expected a folder with records in runs/, got {results}")
+
+    folder, replayed, problems = runs / "wandb-replay", 0, 0
+    for path in paths:
+        try:
+            record = records.read_record(path)
+            curve = records.read_curve(records.curve_path(results, record.run_id))
+        except (ValueError, OSError) as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            problems += 1
+            continue
+        title = f"{record.label} seed {record.seed}"
+        lock = runs / record.run_id / "lock"
+        if lock.exists():  # a run that failed may be on its second try
+            try:
+                with FileLock(lock).acquire(timeout=0):
+                    pass
+            except Timeout:
+                print(f"skipped: {title} is being worked on by another process")
+                continue
+        try:
+            where = replay(folder, record, curve, cfg.logger.project, cfg.logger.entity, cfg.logger.mode)
+        except records.ConfigError as error:
+            return refuse(str(error))
+        except Exception as error:  # wandb raises nearly anything
+            print(f"error: {title}: {type(error).__name__}: {error}; the same command tries again", file=sys.stderr)
+            return 1
+        print(f"{title}: {len(curve)} evaluations\n  wrote  {where}")
+        replayed += 1
+    if replayed and cfg.logger.mode == "offline":
+        print(f"upload with: wandb sync {folder / 'wandb'}/offline-run-*")
+    return 1 if problems else 0
+
+
+def refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

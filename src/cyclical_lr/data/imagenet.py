@@ -1,0 +1,306 @@
+"""ImageNet as Caffe's data layer presents it, streamed from the JPEGs that `prepare.py` made (Figures 7 to 13).
+
+Source of the arithmetic: `data_transformer.cpp` and the `transform_param` of models/bvlc_alexnet and bvlc_googlenet. In
+training a crop at random and its mirror image with probability one half, in evaluation the centre; raw pixels 0..255
+minus the mean image at the place of the crop, mirrored with it, or minus three numbers. Of the order:
+`convert_imageset --shuffle`, which shuffled the images once, when it wrote them.
+
+Channels are R, G, B throughout, in the mean image too. Caffe's are B, G, R, which a network does not notice: its
+filters are drawn alike for all channels. Only the three numbers change places: 104, 117, 123 there, 123, 117, 104 here.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import decode_jpeg, read_file
+
+from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
+from cyclical_lr.data.order import loader, permutation, stream
+from cyclical_lr.data.warp import SIZE
+from cyclical_lr.records import ConfigError
+
+Order = dict[str, Any]
+"""The images of a batch and the part of each: `samples`, `top`, `left` int64 and `mirrored` bool, of one shape."""
+
+
+class CroppedSet(torch.nn.Module):
+    """What is left to do on the training device: subtract the mean, and decode where the workers did not.
+
+    Buffers (not in the state dict): `mean` float32 [256, 256, 3] or [3]; `span` int64 [crop], 0 to crop - 1.
+    """
+
+    mean: Tensor
+    span: Tensor
+    top5 = True  # an evaluation measures the top-5 accuracy too
+
+    def __init__(self, size: int, mean: Tensor, crop: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", mean.float(), persistent=False)
+        self.register_buffer("span", torch.arange(crop), persistent=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def forward(
+        self, images: "Tensor | np.ndarray", labels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A batch from what `Reader` read.
+
+        Args:
+            images: crops, mirrored where they are to be, uint8 [B, crop, crop, 3]; or whole files, as bytes [B].
+            labels: int64 [B].
+            top, left: where each crop is, int64 [B].
+            mirrored: bool [B].
+        Returns:
+            float32 [B, 3, crop, crop] with channels-last strides, and the labels.
+        """
+        rows = (top[:, None] + self.span)[:, :, None]
+        columns = (left[:, None] + torch.where(mirrored[:, None], self.span.flip(0), self.span))[:, None, :]
+        if not isinstance(images, Tensor):
+            files = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in images]
+            whole = torch.stack(decode_jpeg(files, device=self.mean.device))
+            images = whole[torch.arange(len(files), device=whole.device)[:, None, None], :, rows, columns]
+        x = images.float().sub_(self.mean if self.mean.dim() == 1 else self.mean[rows, columns])
+        return x.permute(0, 3, 1, 2), labels
+
+
+class ImageNetData(pl.LightningDataModule):
+    """A prepared ImageNet, or another set of that form: `train` and `test` (its val/) after `setup()`."""
+
+    name: str
+    train: CroppedSet
+    test: CroppedSet
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        root: str | Path | None,
+        crop: int,
+        mean: Literal["image"] | Sequence[float] = "image",
+        mirror: bool = True,
+        batch_size: int = 256,
+        eval_batch_size: int = 250,
+        shuffle: bool = False,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        train_sha256: str | None = None,
+        test_sha256: str | None = None,
+        mean_sha256: str | None = None,
+        workers: int | None = None,
+        decode: Literal["workers", "device"] = "workers",
+    ) -> None:
+        """
+        Args:
+            name: of the set, for the runs' labels.
+            num_classes: number of labels, checked against the files.
+            root: the folder that `scripts/prepare_imagenet.py` filled.
+            crop: pixels a side of what the network sees.
+            mean: what is subtracted: the training set's mean image, or three numbers in 0..255, R, G, B.
+            mirror: whether training images are mirrored, each with probability one half.
+            batch_size: images per iteration.
+            eval_batch_size: images per step of an evaluation; changes no result.
+            shuffle: False for one order in every epoch and for every seed (Caffe's LMDB), `permutation` of seed 1 and
+                epoch 0; True for another each epoch, by seed.
+            train_images, test_images: numbers of images, checked; None for any.
+            train_sha256, test_sha256, mean_sha256: of `imagenet_files.checksums`, checked; None takes the set that is
+                in `root`, whatever it is, and a run then records and hashes the checksums found there (`identified`).
+            workers: processes that read and decode; 0 for none, None for one per core. Changes no result.
+            decode: where JPEGs are decoded; "device" is for GPUs (nvJPEG, whose pixels may differ by rounding).
+
+        Raises:
+            ConfigError: a value is not one of these.
+        """
+        super().__init__()
+        sizes = {"num_classes": num_classes, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for key, value in {**sizes, "workers": workers or 0}.items():
+            least = 0 if key == "workers" else 1
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"data.{key}={value!r}: expected an integer of at least {least}")
+        if not 1 <= crop <= SIZE:
+            raise ConfigError(f"data.crop={crop!r}: expected pixels, 1 to {SIZE}; 227 for AlexNet, 224 for GoogLeNet")
+        if decode not in ("workers", "device"):
+            raise ConfigError(f"data.decode={decode!r}: expected one of workers, device")
+        if mean != "image" and (isinstance(mean, str) or len(mean) != 3):
+            raise ConfigError(f"data.mean={mean!r}: expected image, or three numbers for R, G and B")
+        if root is None:
+            raise ConfigError("data.root=None: expected the folder of a prepared set; set it or CYCLICAL_LR_IMAGENET")
+        self.name, self.num_classes, self.root = name, num_classes, Path(root).expanduser()
+        self.crop, self.mean, self.mirror = crop, mean, mirror
+        self.batch_size, self.eval_batch_size, self.shuffle = batch_size, eval_batch_size, shuffle
+        self.declared = {
+            **{"num_classes": num_classes, "train_images": train_images, "test_images": test_images},
+            **{"train_sha256": train_sha256, "test_sha256": test_sha256, "mean_sha256": mean_sha256},
+        }
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's, all of which may use all cores
+        self.workers = max(1, cores // ranks) if workers is None else workers
+        self.decode = decode
+        self.images: dict[Split, Images] = {}
+
+    @staticmethod
+    def identified(config: Mapping[str, Any]) -> dict[str, Any]:
+        """This class's arguments, with the checksums of the set in `root` where they declare none.
+
+        So a run's id is that of the set that it was trained on. Without a set there they stay as they are: `setup` will
+        say what is missing.
+        """
+        root = config.get("root")
+        found = None if root is None else checksums(Path(root).expanduser())
+        return {**config, **{key: config.get(key) or value for key, value in (found or {}).items()}}
+
+    # The order of samples, and their crops ---------------------------------------------------------------------------
+
+    def order(self, seed: int, iteration: int) -> Order:
+        """The images of one iteration, and their crops: a pure function of its arguments, arrays [batch_size]."""
+        size, first, last = len(self.train), iteration * self.batch_size, (iteration + 1) * self.batch_size
+        samples = stream(size, first, last, seed if self.shuffle else None).numpy()
+        draws = np.random.default_rng((seed, iteration))
+        top, left = draws.integers(SIZE - self.crop + 1, size=(2, self.batch_size))
+        mirrored = draws.integers(2, size=self.batch_size) == 1 if self.mirror else np.zeros(self.batch_size, bool)
+        samples = samples if self.shuffle else self._written[samples]
+        return {"samples": samples, "top": top, "left": left, "mirrored": mirrored}
+
+    def train_blocks(
+        self,
+        seeds: Sequence[int],
+        start: int,
+        iterations: int,
+        eval_every: int,
+        block: int = 1,
+        shard: tuple[int, int] = (0, 1),
+    ) -> "DataLoader[dict[str, Any]]":
+        """Blocks of one iteration each (whatever `block` is), from `start` to `iterations` - 1.
+
+        Each `iter()` goes on where the last one stopped and ends at the next multiple of `eval_every`, or at
+        `iterations`; after that it yields nothing. A `shard` (r, n) is every n-th image of each batch, from the r-th
+        on, cropped as in the whole batch; n divides `batch_size`.
+
+        Returns:
+            a loader of {"start": the iteration} and what `CroppedSet` takes, by name, each [len(seeds), 1, ...].
+        """
+        if eval_every < 1 or block < 1:
+            raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
+        return self._loader("train", _Stretches(self, tuple(seeds), start, iterations, eval_every, shard))
+
+    def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[dict[str, Any]]":
+        """A loader of what `CroppedSet` takes, by name, that covers the split once, in file order: centre crops.
+
+        A `shard` (r, n) is every n-th image, from the r-th on.
+        """
+        if split not in ("train", "test"):
+            raise ConfigError(f"split={split!r}: expected one of train, test")
+        size, centre = len(self.images[split]), (SIZE - self.crop) // 2
+        orders: list[Order] = []
+        ours = np.arange(shard[0], size, shard[1])
+        for first in range(0, len(ours), self.eval_batch_size):
+            samples = ours[first : first + self.eval_batch_size]
+            at = np.full(len(samples), centre)
+            orders.append({"samples": samples, "top": at, "left": at, "mirrored": np.zeros(len(samples), bool)})
+        return self._loader(split, orders)
+
+    def _loader(self, split: Split, orders: Any) -> "DataLoader[dict[str, Any]]":
+        reader = Reader(self.images[split], self.crop, self.decode == "workers")
+        return loader(reader, sampler=orders, num_workers=self.workers, pin_memory=torch.cuda.is_available())
+
+    # Reading and verifying the set -----------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Nothing is fetched: `scripts/prepare_imagenet.py` made the files."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """List and verify the files of both splits, once.
+
+        Raises:
+            ConfigError: there is no prepared set, it is damaged, or another one than declared.
+        """
+        if hasattr(self, "train"):
+            return
+        check(self.root, self.declared)
+        mean = torch.from_numpy(read_mean(self.root)) if self.mean == "image" else torch.tensor(self.mean)
+        self.images = {"train": list_images(self.root, "train"), "test": list_images(self.root, "test")}
+        self._written = permutation(len(self.images["train"]), 1, 0).numpy()
+        self.train = CroppedSet(len(self.images["train"]), mean, self.crop)
+        self.test = CroppedSet(len(self.images["test"]), mean, self.crop)
+
+
+class _Stretches(Sampler[Order]):
+    """Orders of blocks, from where the last stretch ended to the next evaluation."""
+
+    def __init__(
+        self,
+        data: ImageNetData,
+        seeds: tuple[int, ...],
+        start: int,
+        iterations: int,
+        eval_every: int,
+        shard: tuple[int, int],
+    ) -> None:
+        self.data, self.seeds, self.iterations, self.eval_every = data, seeds, iterations, eval_every
+        self.shard = slice(shard[0], None, shard[1])
+        self.position = start
+
+    def __iter__(self) -> Iterator[Order]:
+        end = min(self.iterations, (self.position // self.eval_every + 1) * self.eval_every)
+        while (start := self.position) < end:
+            self.position += 1
+            members = [self.data.order(seed, start) for seed in self.seeds]
+            shares = {key: np.stack([member[key][self.shard] for member in members]) for key in members[0]}
+            yield {"start": start, **{key: values[:, None] for key, values in shares.items()}}
+
+
+class Reader(Dataset[dict[str, Any]]):
+    """What the workers do: an `Order` in, the pixels that it names out."""
+
+    def __init__(self, images: Images, crop: int, decode: bool) -> None:
+        self.images, self.crop, self.decode = images, crop, decode
+
+    def __getitem__(self, order: Order) -> dict[str, Any]:
+        samples = order["samples"]
+        out = {key: value for key, value in order.items() if key != "samples"}
+        out["labels"] = self.images.labels[samples]
+        if self.decode:
+            out["images"] = torch.empty((*samples.shape, self.crop, self.crop, 3), dtype=torch.uint8)
+            self.read(order, out["images"].view(-1, self.crop, self.crop, 3).numpy())
+        else:
+            files = [self._bytes(sample) for sample in samples.flat]
+            out["images"] = np.array(files, object).reshape(samples.shape)
+        return out
+
+    def read(self, order: Order, out: np.ndarray) -> None:
+        """Decode, crop and mirror the images of `order` into `out`, uint8 [B, crop, crop, 3]."""
+        parts = (order[key].ravel().tolist() for key in ("samples", "top", "left", "mirrored"))
+        for pixels, sample, top, left, mirrored in zip(out, *parts, strict=True):
+            path = self.images.path(sample)
+            try:
+                image = decode_jpeg(read_file(path))
+                if image.shape != (3, SIZE, SIZE):
+                    raise RuntimeError(f"its shape is {list(image.shape)}")
+            except RuntimeError as error:  # torchvision's word for a file that is not there, too
+                raise _unusable(path, error) from error
+            image = image[:, top : top + self.crop, left : left + self.crop]
+            if mirrored:
+                image = image.flip(2)
+            pixels[:] = image.permute(1, 2, 0).numpy()  # decoded channels last: rows are copied whole
+
+    def _bytes(self, sample: int) -> bytes:
+        path = self.images.path(sample)
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"data.root: {path} cannot be used ({error}); remove it and run scripts/prepare_imagenet.py once more, with "
+        f"the same folders: finished images are kept"
+    )

@@ -1,0 +1,176 @@
+"""The LR range test (Section 3.3, Figure 3) for a training loop of your own: the accuracy under a rising LR.
+
+    curve = lr_range_test(
+        model, optimizer, F.cross_entropy, train_loader, lambda model: accuracy(model, test_loader),
+        min_lr=0.0, max_lr=0.02, iterations=4000, eval_every=200,
+    )
+    print(range_test.report([curve], stepsize=2000))
+
+For a LightningModule see `training.range_test.LRRangeTest`.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from cyclical_lr.range_test import Curve
+from cyclical_lr.schedules import RangeTest
+from cyclical_lr.solvers import set_lr
+
+
+def lr_range_test(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    evaluate: Callable[[nn.Module], float],
+    *,
+    min_lr: float,
+    max_lr: float,
+    iterations: int,
+    eval_every: int,
+    seed: int | None = None,
+) -> Curve:
+    """Train under an LR that rises from `min_lr` to `max_lr`, and measure the accuracy on the way.
+
+    It works on deep copies of model and optimizer, which go when it returns or raises: yours, their state, gradients,
+    modes and LRs, and any scheduler on them, stay as they are, as do the global random states (torch on CPU and CUDA,
+    NumPy, Python) and those of a DataLoader's own generators. So the order of the samples drawn afterwards is what it
+    would have been. Memory for the second copy is needed.
+
+    Args:
+        model: trained in training mode, from its present weights.
+        optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied. Every
+            group gets the ramp's LR times its `lr_mult` (1 where there is none).
+        loss_fn: loss_fn(model(x), y), a scalar.
+        batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
+            used up and has to yield enough.
+        evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
+            gradients. One that looks at a model of its own sees nothing change.
+        min_lr, max_lr: of the ramp (`RangeTest`), linear as the paper's.
+        iterations: of the ramp; the paper takes several epochs.
+        eval_every: iterations between evaluations; the first is before any update, the last at `max_lr`.
+        seed: names the curve.
+    Returns:
+        the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
+    Raises:
+        ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
+    """
+    test = RampTest(RangeTest(min_lr, max_lr, iterations), eval_every)
+    accuracies: dict[int, float] = {}
+    with preserved_rng(batches):
+        model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
+        stream = _repeated(batches, iterations)
+        for t in range(iterations + 1):
+            if t in test.points:
+                model.eval()
+                with torch.no_grad():
+                    accuracies[t] = percent(float(evaluate(model)), "evaluate")
+            if t == iterations:
+                break
+            model.train()
+            x, y = next(stream)
+            set_lr(optimizer, test.ramp(t))
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            if not torch.isfinite(loss):
+                break
+            loss.backward()
+            optimizer.step()
+    return test.curve(accuracies, seed)
+
+
+@dataclass(frozen=True)
+class RampTest:
+    """What every range test does, whoever trains: the LR of each iteration, and the iterations at which to evaluate.
+
+    Raises:
+        ValueError: `eval_every` is not positive.
+    """
+
+    ramp: RangeTest
+    eval_every: int
+
+    def __post_init__(self) -> None:
+        if self.eval_every < 1:
+            raise ValueError(
+                f"eval_every: expected a positive number of iterations, got {self.eval_every}; the paper's is 200"
+            )
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Iterations to evaluate at: 0, every `eval_every`, and the ramp's last."""
+        return (*range(0, self.ramp.stepsize, self.eval_every), self.ramp.stepsize)
+
+    def curve(self, accuracies: Mapping[int, float], seed: int | None = None) -> Curve:
+        """The curve from accuracies, in percent, by iteration; points after the last of them are NaN."""
+        last = max(accuracies)
+        iterations = (*sorted(accuracies), *(point for point in self.points if point > last))
+        lrs = tuple(self.ramp(t) for t in iterations)
+        return Curve(lrs, tuple(accuracies.get(t, math.nan) for t in iterations), seed)
+
+
+def percent(accuracy: float, source: str) -> float:
+    """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
+    if not 0 <= accuracy <= 100:
+        raise ValueError(f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it")
+    return accuracy
+
+
+@contextmanager
+def preserved_rng(loader: object = None) -> Iterator[None]:
+    """Put the global random states, and those of the loader's own generators, back to what they were.
+
+    Covers torch on CPU and CUDA, NumPy's legacy state and Python's. CUDA's are left alone where nothing has used CUDA
+    in this process yet.
+    """
+    generators = _generators(loader)
+    own = [generator.get_state() for generator in generators]
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for generator, state in zip(generators, own, strict=True):
+            generator.set_state(state)
+
+
+def _generators(loader: object) -> list[torch.Generator]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
+    return list(found.values())
+
+
+def _repeated(batches: Iterable[Any], iterations: int) -> Iterator[Any]:
+    """The batches, again and again; a ValueError when there are none left to give."""
+    if isinstance(batches, DataLoader):
+        # Persistent workers live in the loader's iterator and keep their random state: ours must not be found there.
+        batches = loader = copy.copy(batches)
+        loader._iterator = None
+    given = 0
+    while True:
+        before = given
+        for batch in batches:
+            given += 1
+            yield batch
+        if given == before:
+            raise ValueError(
+                f"batches: expected {iterations} batches, got {given}; give a DataLoader or a list, which can be gone "
+                "through again, or a longer generator"
+            )

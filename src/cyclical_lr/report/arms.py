@@ -1,0 +1,107 @@
+"""The arms of the figures: how each experiment is named and drawn everywhere, and what its lab card schedules."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from cyclical_lr import records, schedules
+from cyclical_lr.policy import Schedule
+
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+)
+"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+DASHED, DASHDOT, DOTTED = "--", "-.", ":"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How an experiment is shown: a name for a reader who knows no lab card, a colour and a line."""
+
+    name: str
+    colour: str
+    line: str = "-"
+
+
+ARMS = {
+    # Figure 1's colours and lines are the paper's: blue dashed, green dash-dot, red (here vermillion).
+    "cifar10_fixed": Arm("fixed, drops at 60k and 65k", BLUE, DASHED),
+    "cifar10_tri2": Arm("CLR: triangular2 in 3 phases", VERMILLION),
+    "cifar10_exp": Arm("exp: 0.001 × 0.99994^t", GREEN, DASHDOT),
+    "cifar10_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
+    "cifar10_decay": Arm("decay: 0.007 to 0.001 in 4k", ORANGE, DASHDOT),
+    "cifar10_range_test": Arm("ours", BLUE),
+    # Controls
+    "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY),
+    "cifar10_fixed_25k_matched": Arm("control: the same at CLR's mean LR", BLACK, DASHED),
+    "cifar10_tri2_no_drops": Arm("control: CLR without drops", ORANGE),
+    # Figure 5
+    "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE),
+    "cifar10_nesterov_tri_staged": Arm("Nesterov, CLR in 3 phases", VERMILLION),
+    "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
+    "cifar10_adam_tri": Arm("Adam, CLR, 25k", GREEN),
+    "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE),
+    # Figure 6
+    "cifar10_bn_fixed": Arm("fixed at 0.001", BLUE),
+    "cifar10_bn_clr": Arm("CLR: triangular, 0.001 to 0.006", VERMILLION),
+    "cifar10_sigmoid_fixed": Arm("control: fixed, no batch norm.", SKY, DASHED),
+    "cifar10_sigmoid_clr": Arm("control: CLR, no batch norm.", ORANGE, DASHED),
+    # Figures 7 to 13
+    "imagenet_alexnet_range_test": Arm("ours", BLUE),
+    "imagenet_alexnet_fixed": Arm("fixed, drops at 180k and 300k", BLUE, DASHED),
+    "imagenet_alexnet_tri2": Arm("CLR: triangular2, the same drops", VERMILLION),
+    "imagenet_alexnet_exp": Arm("exp", GREEN, DASHDOT),
+    "imagenet_alexnet_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
+    "imagenet_googlenet_range_test": Arm("ours", BLUE),
+    "imagenet_googlenet_fixed": Arm("fixed, drops at 180k and 300k", BLUE, DASHED),
+    "imagenet_googlenet_tri2": Arm("CLR: triangular2, the same drops", VERMILLION),
+    "imagenet_googlenet_exp": Arm("exp", GREEN, DASHDOT),
+    "imagenet_googlenet_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
+}
+"""By experiment. Two that stand in one figure differ in colour."""
+
+
+@functools.cache
+def schedule_of(conf: Path, experiment: str) -> tuple[Schedule, int]:
+    """A lab card's schedule and its number of iterations, as Hydra composes them; read alone they take no second."""
+    card = OmegaConf.load(conf / "experiment" / f"{experiment}.yaml")
+    choices = OmegaConf.to_container(card.defaults)
+    assert isinstance(choices, list)
+    group = next(choice["override /schedule"] for choice in choices if "override /schedule" in choice)
+    composed = OmegaConf.merge({"schedule": OmegaConf.load(conf / "schedule" / f"{group}.yaml")}, card)
+    node = OmegaConf.to_container(composed.schedule, resolve=True)
+    assert isinstance(node, dict)
+    return records.build({str(key): value for key, value in node.items()}), int(card.iterations)
+
+
+def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
+    """The iterations, up to `iterations`, at which a cycle is complete; none for a policy without cycles."""
+    if isinstance(
+        schedule,
+        (schedules.Triangular, schedules.Triangular2, schedules.Welch, schedules.Hann, schedules.ExpRange),
+    ):
+        cycle = 2 * schedule.stepsize
+        return list(range(cycle, iterations + 1, cycle))
+    if isinstance(schedule, (schedules.Drops, schedules.Held)):
+        return cycle_ends(schedule.schedule, iterations)
+    if isinstance(schedule, schedules.Phases):
+        ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]
+        return [
+            phase.start + t
+            for phase, end in zip(schedule.phases, ends, strict=True)
+            for t in cycle_ends(phase.schedule, end - phase.start)
+        ]
+    return []
+
+
+def drops(schedule: Schedule, iterations: int) -> list[int]:
+    """The iterations, before `iterations`, at which the LR drops for good: milestones and starts of phases."""
+    if isinstance(schedule, (schedules.MultiStep, schedules.Drops)):
+        found = list(schedule.milestones)
+    elif isinstance(schedule, schedules.Phases):
+        found = [phase.start for phase in schedule.phases[1:]]
+    else:
+        found = []
+    return [t for t in found if t < iterations]

@@ -1,0 +1,110 @@
+"""The forest plot: per claim the difference, its interval and its rule's margin, coloured by verdict."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from cyclical_lr.report import statistics
+from cyclical_lr.report.arms import BLUE, ORANGE, VERMILLION
+from cyclical_lr.report.figures import COLUMN, GREY, named_rows
+from cyclical_lr.report.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Paper, Verdict
+
+VERDICT_COLOURS = {REPRODUCED: BLUE, NOT_REPRODUCED: VERMILLION, CONTRADICTED: VERMILLION, INCONCLUSIVE: ORANGE}
+FILLED = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)
+MARKERS = {"number": "o", "equal": "s", "greater": ">"}
+"""By rule. Only these compare accuracies, so only they have a place on the axis."""
+
+
+def can_show(verdict: Verdict) -> bool:
+    """Whether a verdict has a row: it compares accuracies, and there are runs of all that it compares."""
+    return verdict.claim["rule"] in MARKERS and all(cell.n for cell in verdict.cells)
+
+
+def forest_plot(paper: Paper, decided: Sequence[Verdict]) -> Figure:
+    """A row per verdict that can be shown, of which there must be one, by family; the rest is counted."""
+    shown: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in filter(can_show, decided):
+        shown[verdict.claim["family"]].append(verdict)
+    count = sum(map(len, shown.values()))
+    differences = [_difference(paper, verdict) for verdicts in shown.values() for verdict in verdicts]
+    limit = min(6.0, max(1.5, 1.2 * max(map(abs, differences))))
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.9 + 0.125 * (count + len(shown))), layout="constrained")
+    ticks: list[tuple[float, str]] = []
+    headings, y = [], 0
+    for family, verdicts in shown.items():
+        headings.append(y)
+        ticks.append((y, _heading(family)))
+        prefix = family.partition("_")[0].removesuffix("s")  # an id begins with its family
+        for verdict in verdicts:
+            y += 1
+            ticks.append((y, verdict.id.removeprefix(f"{prefix}_").replace("_", " ")))
+            _row(axes, y, paper, verdict, limit)
+        y += 1
+    axes.set_xlim(-limit, limit)
+    named_rows(axes, ticks, headings, 6)
+    axes.axvline(0, color="black", lw=0.6, zorder=1)
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("difference in points (n)")
+    _legend(figure, len(decided) - count)
+    return figure
+
+
+def _heading(family: str) -> str:
+    """`figure1_shape` as Figure 1, shape."""
+    found = re.fullmatch(r"(figure|table)(\d+)_?(\w*)", family)
+    name = f"{found[1]} {found[2]}{', ' * bool(found[3])}{found[3]}" if found else family
+    return name.capitalize()
+
+
+def _difference(paper: Paper, verdict: Verdict) -> float:
+    """Ours minus the paper's, or A minus B, in points."""
+    ours = [statistics.mean(cell.values) for cell in verdict.cells]
+    return ours[0] - (paper.rows[verdict.claim["row"]]["accuracy"] if verdict.claim["rule"] == "number" else ours[1])
+
+
+def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> None:
+    rule, finding = verdict.claim["rule"], verdict.finding
+    margin = paper.rule(rule).get("margin", paper.rule(rule).get("floor", 0.0))
+    axes.fill_betweenx([y - 0.5, y + 0.5], -margin, margin, color="0.9", lw=0, zorder=0)
+    colour = VERDICT_COLOURS.get(finding.verdict)
+    low, high = finding.interval
+    if rule == "number":  # the finding has the paper's minus ours
+        low, high = -high, -low
+    if np.isfinite([low, high]).all():
+        axes.plot([low, high], [y, y], color=colour or GREY, lw=1, zorder=2)
+    difference = _difference(paper, verdict)
+    inside = float(np.clip(difference, -limit, limit))
+    face = colour if finding.verdict in FILLED else "white"
+    axes.plot(inside, y, marker=MARKERS[rule], ms=3.5, color=colour or GREY, mfc=face, mew=0.8, clip_on=False, zorder=3)
+    remark = f"{difference:+.2f} ({finding.n})"
+    axes.annotate(remark, (1.04, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
+
+
+def _legend(figure: Figure, others: int) -> None:
+    colours = {"reproduced": BLUE, "inconclusive": ORANGE, "not reproduced, or the opposite": VERMILLION}
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker="o", ms=3.5, mfc="white" if colour == ORANGE else colour, label=name)
+        for name, colour in colours.items()
+    ]
+    handles += [Line2D([], [], color=GREY, marker="o", ms=3.5, mfc="white", ls="none", label="too few seeds")]
+    rules = {"number": "ours less the paper's", "equal": "A less B, equal?", "greater": "A less B, A above?"}
+    handles += [
+        Line2D([], [], color="black", marker=MARKERS[rule], ms=3.5, ls="none", label=name)
+        for rule, name in rules.items()
+    ]
+    handles += [Patch(color="0.9", label="the rule's margin")]
+    title = f"{others} more claims are not run, or measure something else: results/claims.md"
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, handlelength=1.6, fontsize=6,
+        title=title, title_fontsize=6,
+    )  # fmt: skip
+    figure.set_figheight(figure.get_figheight() + 0.7)

@@ -1,0 +1,207 @@
+"""What was found so far, for the first screen of page and README: sentences, measured rows, Figure 1's points.
+
+The sentences are about the paper's headline, that CLR gets in 25,000 iterations to where the fixed policy is after
+70,000 (Table 1 rows 1 and 2), and about its control, the fixed schedule compressed to CLR's budget and drops.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cyclical_lr.report import markup, statistics, tables, wording
+from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report.times import TimeToTarget
+from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict, decide
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the records say, as the page and the README show it."""
+
+    paper: Paper
+    results: Results
+    verdicts: Sequence[Verdict]
+    tables: Mapping[str, pd.DataFrame]
+
+
+def make_report(paper: Paper, results: Results) -> Report:
+    """Decide every claim and fill every table."""
+    decided = decide(paper, results)
+    return Report(paper, results, decided, tables.make_tables(paper, results, decided))
+
+
+# Sentences ------------------------------------------------------------------------------------------------------------
+
+TRI2, FIXED, EQUAL = "table1_tri2", "table1_fixed", "table1_tri2_equals_fixed"
+TIMES = "table1_tri2_time_to_target"
+CONTROL_EQUAL, CONTROL_BEATEN = "control_tri2_equals_fixed_25k", "control_tri2_beats_fixed_25k"
+CONTROL = "cifar10_fixed_25k"
+
+
+def lead(report: Report) -> str:
+    """How far the study is, in one sentence of Markdown."""
+    counts = claims_by_verdict(report)
+    tally = ", ".join(f"{count} {text}" for text, count in counts.items())
+    runs = len(report.results.records)
+    return f"So far {runs:,} run{'s' * (runs != 1)}. Of the paper's {sum(counts.values())} claims: {tally}."
+
+
+def claims_by_verdict(report: Report) -> dict[str, int]:
+    """How many of the paper's own claims have each verdict."""
+    verdicts = (verdict for verdict in report.verdicts if verdict.claim["source"] == "paper")
+    return dict(sorted(Counter(verdict.finding.text for verdict in verdicts).items()))
+
+
+def found(report: Report) -> list[str]:
+    """What was found, in Markdown: a sentence or two each."""
+    paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
+    sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
+    if all(cell.n for cell in by_id[EQUAL].cells):
+        lead = _lead(paper, by_id[EQUAL])
+        sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
+    sentences.append(_control(paper, report.results, by_id))
+    if times := _times(by_id[TIMES].times):
+        sentences.append(times)
+    return sentences
+
+
+def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
+    (cell,), row = verdict.cells, paper.rows[verdict.claim["row"]]
+    ours = f"ends at {_mean(paper, cell)} " if cell.n else ""
+    said = f"the paper: {wording.quoted(row['accuracy'])} %"
+    return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
+
+
+def _mean(paper: Paper, cell: Cell) -> str:
+    """The mean in percent with its interval, and n."""
+    text = f"**{wording.number(statistics.mean(cell.values))} %**"
+    if cell.n < 2:
+        return f"{text} (n = {cell.n}, no interval)"
+    ends = statistics.mean_interval(cell.values, paper.rule("number")["confidence"])
+    return f"{text} {wording.interval(ends)} (n = {cell.n})"
+
+
+def _lead(paper: Paper, verdict: Verdict) -> str:
+    """The first cell's mean less the second's, in points, with the interval at which equality is decided."""
+    a, b = verdict.cells
+    confidence, n = paper.rule("equal")["interval"], min(a.n, b.n)
+    ends = statistics.difference_interval(a.values, b.values, confidence)
+    points = wording.difference(statistics.mean(a.values) - statistics.mean(b.values), ends)
+    return f"**{points}** points (n = {n}, {f'{100 * confidence:g} % interval' if n > 1 else 'no interval'})"
+
+
+def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict]) -> str:
+    a, b = by_id[CONTROL_EQUAL].cells
+    what = f"The fixed policy with CLR's {b.iteration:,} iterations and drops (`{b.label}`, a control)"
+    if not b.n:
+        return f"{what}: {NOT_RUN}."
+    text = f"{what} ends at {_mean(paper, b)}."
+    if not a.n:
+        return text
+    text += f" CLR's lead over it: {_lead(paper, by_id[CONTROL_EQUAL])}. "
+    equal, beaten = (by_id[name].finding.text for name in (CONTROL_EQUAL, CONTROL_BEATEN))
+    text += f"Equal, or CLR above: {equal}." if equal == beaten else f"Equal: {equal}. CLR above: {beaten}."
+    drop = paper.tables["table2"][0]["max_iter"]
+    before = [read_cell(results, cell.label, drop) for cell in (a, b)]
+    if all(cell.n for cell in before):
+        clr, fixed = (wording.number(statistics.mean(cell.values)) for cell in before)
+        text += f" Before the first drop, at {drop:,}, they are at {clr} and {fixed} %."
+    return text
+
+
+def _times(times: Sequence[TimeToTarget]) -> str:
+    """The time to the highest target that CLR's median reaches."""
+    shown = [time for time in times if time.unit == "iterations"]
+    reached = [time.target for time in shown if time.role == "A" and math.isfinite(time.median)]
+    if not reached:
+        return ""
+    at = [time for time in shown if time.target == max(reached)]
+    parts = [f"`{time.label}` {wording.time(time.median)} (n = {len(time.times)})" for time in at if time.times]
+    return f"Iterations to {max(reached):g} %, the highest target that CLR reaches: {', '.join(parts)}."
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def measured_rows(report: Report) -> pd.DataFrame:
+    """The rows of all tables that have a run, as strings: run, ours, n, paper, verdict, where, iterations, remarks."""
+    rows: list[dict[str, Any]] = []
+    for name in tables.DESCRIBED_BY:
+        shown = markup.presented(report.paper, name, report.tables[name])
+        ours = next((column for column in shown.columns if column.startswith("ours")), "ours")
+        for row in shown.to_dict("records"):
+            if row["section"] == "other runs" or row["verdict"] == NOT_RUN:
+                continue
+            section = {"paper": "", "controls": "control"}.get(row["section"], row["section"])
+            place = section if section == "control" else ", ".join(filter(None, [_place(name), section]))
+            rows.append({"run": row["run"], **{column: row[column] for column in (ours, "n", "paper", "verdict")}})
+            rows[-1] |= {"where": place, "iterations": row["iterations"], "remarks": row["remarks"]}
+    return pd.DataFrame(rows)
+
+
+def coverage(report: Report) -> list[str]:
+    """How many of the paper's rows have a run, by table."""
+    out = []
+    for name in tables.DESCRIBED_BY:
+        rows = report.tables[name][report.tables[name]["section"] == "paper"]
+        out.append(f"{_place(name)}: {int((rows['verdict'] != NOT_RUN).sum())} of {len(rows)}")
+    return out
+
+
+def _place(table: str) -> str:
+    return table.replace("table", "Table ")
+
+
+# Figure 1 -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AlongTheWay:
+    """A digitised curve of Figure 1 and ours at the first evaluation at or after each of its points.
+
+    Attributes:
+        points: iteration and accuracy (%) as the paper has them.
+        at: our iteration for each point.
+        ours: by what is compared ("label (n = k)"), an accuracy (%) per point; nan where there is none.
+    """
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+    at: tuple[int, ...]
+    ours: Mapping[str, tuple[float, ...]]
+
+
+def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongTheWay]:
+    """The digitised curves of Figure 1 whose experiment has a finished run; CLR's with its control beside it."""
+    out = []
+    for curve in figure1["curves"]:
+        evaluated = _evaluated(results, curve["experiment"])
+        points = [
+            (p["iteration"], p["accuracy"]) for p in curve["points"] if p["iteration"] <= max(evaluated, default=-1)
+        ]
+        if not points:
+            continue
+        at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
+        labels = [curve["experiment"], *([CONTROL] if curve["experiment"] == "cifar10_tri2" else [])]
+        ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
+        out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
+    return out
+
+
+def _values(results: Results, label: str, at: Sequence[int]) -> tuple[str, tuple[float, ...]]:
+    cells = [read_cell(results, label, iteration) for iteration in at]
+    return f"{label} (n = {max(cell.n for cell in cells)})", tuple(statistics.mean(cell.values) for cell in cells)
+
+
+def _evaluated(results: Results, label: str) -> set[int]:
+    """Iterations at which every finished run of a label was evaluated."""
+    curves = [
+        {row.iteration for row in results.curves[record.run_id]}
+        for record in results.by_label.get(label, [])
+        if record.status == "done"
+    ]
+    return set.intersection(*curves) if curves else set()

@@ -1,0 +1,303 @@
+"""results/report.html: everything that was found on one page, in one file that loads nothing from anywhere."""
+
+import base64
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from cyclical_lr.records import Record, write_atomic
+from cyclical_lr.report import headline, markup, wording
+from cyclical_lr.report.collect import Results
+from cyclical_lr.report.gallery import Entry
+from cyclical_lr.report.headline import Report
+from cyclical_lr.report.verdicts import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    MEASURED,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Paper,
+    Verdict,
+)
+
+SECTIONS = {
+    "found": "What was found",
+    "claims": "Claims",
+    "tables": "Tables",
+    "figures": "Figures",
+    "inconsistencies": "The paper's contradictions",
+    "provenance": "Provenance",
+    "deviations": "Deviations",
+}
+FAMILIES = {
+    **{f"table{number}": f"Table {number}" for number in (1, 2, 3, 4)},
+    **{f"figure{number}": f"Figure {number}" for number in (1, 3, 6)},
+    **{"figure1_shape": "Figure 1: its shape", "text": "Sections 3 and 4", "controls": "Controls of this study"},
+}
+ROWS = {"paper": "The paper's rows", "bf16": "The same in bfloat16", "controls": "Controls", "other runs": "Other runs"}
+STUDIES = {
+    "table1": ("table1_cifar", "controls"),
+    "table2": ("table1_cifar",),
+    "table3": ("table3",),
+    "table4": ("table4",),
+    "text": ("densenet_caffe", "figure6"),
+    "budget": ("table1_cifar", "controls", "modern"),
+    "time_to_target": ("table1_cifar", "controls"),
+}
+"""The studies in conf/study that fill each table."""
+KINDS = {
+    REPRODUCED: "good",
+    NOT_REPRODUCED: "bad",
+    CONTRADICTED: "bad",
+    INCONCLUSIVE: "open",
+    MEASURED: "info",
+    "incomplete": "bad",
+}
+"""The look of a verdict; what has none yet looks grey."""
+SCALE = 0.7
+"""CSS pixels per pixel of a figure: its text comes out as large as the tables'."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and the bytes of its PNG file; empty where it has not been drawn."""
+
+    entry: Entry
+    png: bytes
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in CSS pixels."""
+        width, height = struct.unpack(">II", self.png[16:24])  # a PNG file's header begins with them
+        return round(width * SCALE), round(height * SCALE)
+
+
+def pictures(entries: Iterable[Entry], folder: Path) -> list[Picture]:
+    """Figures as they are in a folder."""
+    files = [(entry, folder / f"{entry.file}.png") for entry in entries]
+    return [Picture(entry, file.read_bytes() if file.is_file() else b"") for entry, file in files]
+
+
+def write_page(path: Path, repository: Path, report: Report, shown: Sequence[Picture]) -> Path:
+    """Write the page.
+
+    Args:
+        path: the file; its folder is the one with runs/ and tables/, which the page links to.
+        repository: the folder with conf/ and DEVIATIONS.md.
+        shown: all figures, drawn or not.
+    """
+    write_atomic(path, html(path.parent, repository, report, shown).encode())
+    return path
+
+
+def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture]) -> str:
+    """The page as it is in `folder`."""
+    root = Path(os.path.relpath(repository, folder)).as_posix()
+    conf, results = repository / "conf", report.results
+    environment = Environment(
+        loader=PackageLoader("cyclical_lr", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    markdown, counts = Markdown(root), headline.claims_by_verdict(report)
+    figure1, inconsistencies = (_read(conf / "paper" / f"{name}.yaml") for name in ("figure1", "inconsistencies"))
+    return environment.get_template("page.html").render(
+        root=root,
+        cards={card.stem for card in (conf / "experiment").glob("*.yaml")},
+        kind=kind,
+        sections=SECTIONS.items(),
+        runs=_counted(len(results.records), "run"),
+        problems=len(results.problems),
+        found=[markdown.line(sentence) for sentence in headline.found(report)],
+        claims=sum(counts.values()),
+        tally=counts.items(),
+        measured=_grid(headline.measured_rows(report)),
+        along=[_along(curve, figure1["uncertainty"]) for curve in headline.along_the_way(results, figure1)],
+        seeds=report.paper.verdicts["seeds"],
+        families=_families(report),
+        tables=[_table(report.paper, name, frame) for name, frame in report.tables.items()],
+        first=[picture for picture in shown if picture.png and picture.entry.file == "fig01"],
+        figures=[picture for picture in shown if picture.png and picture.entry.file != "fig01"],
+        not_drawn=[picture for picture in shown if not picture.png],
+        inconsistencies=inconsistencies["inconsistencies"],
+        provenance=_grid(_provenance(results)),
+        machines=_grid(pd.DataFrame(_machines(results).values())),
+        deviations=markdown.page((repository / "DEVIATIONS.md").read_text(encoding="utf-8")),
+    )
+
+
+def kind(verdict: str) -> str:
+    """The CSS class of a verdict."""
+    return KINDS.get(verdict.removesuffix(" (preliminary)"), "none")
+
+
+def _read(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _grid(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame of strings as the template takes it: empty columns left out, columns of numbers marked."""
+    columns = []
+    for name in frame.columns:
+        filled = [text for text in frame[name] if text]
+        if filled:
+            columns.append({"name": name, "numeric": all(text[0] in "+-0123456789" for text in filled)})
+    return {"columns": columns, "rows": frame.to_dict("records")}
+
+
+def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+    shown = markup.presented(paper, name, frame)
+    claims = {claim["id"]: claim["text"] for claim in paper.claims}
+    sections = []
+    for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
+        section = str(section)
+        run = bool((rows.drop(columns=["section", "run"]) != NOT_RUN).all(axis=1).any())
+        title = ROWS.get(section) or claims.get(section, section)
+        sections.append({"title": title, "run": run, **_grid(rows.drop(columns="section"))})
+    seeds = paper.verdicts["seeds"]["preliminary_below"]
+    studies = [f"python scripts/study.py +study={study} seeds={seeds}" for study in STUDIES[name]]
+    command = "\n".join([*studies, "python scripts/report.py"])
+    return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
+
+
+def _along(curve: headline.AlongTheWay, uncertainty: float) -> dict[str, Any]:
+    rows = [
+        {"iteration": f"{iteration:,}", "the paper": f"{accuracy:.1f}"}
+        | {name: wording.number(values[position]) for name, values in curve.ours.items()}
+        | {"ours at": f"{at:,}"}
+        for position, ((iteration, accuracy), at) in enumerate(zip(curve.points, curve.at, strict=True))
+    ]
+    return {"name": curve.name, "uncertainty": f"{uncertainty:g}", **_grid(pd.DataFrame(rows))}
+
+
+# Claims ---------------------------------------------------------------------------------------------------------------
+
+
+def _families(report: Report) -> list[dict[str, Any]]:
+    by_control = markup.control_claims(report.verdicts)
+    out = []
+    for family in dict.fromkeys(verdict.claim["family"] for verdict in report.verdicts):
+        claims = [
+            {
+                "id": verdict.id,
+                "text": " ".join(verdict.claim["text"].split()),
+                "place": verdict.claim["place"],
+                "verdict": verdict.finding.text,
+                "ours": markup.our_numbers(report.paper, verdict),
+                "controls": markup.controls_say(verdict, by_control),
+                "note": " ".join(verdict.claim.get("note", "").split()),
+                "command": _command(report.paper, verdict),
+            }
+            for verdict in report.verdicts
+            if verdict.claim["family"] == family
+        ]
+        run = [claim for claim in claims if claim["verdict"] != NOT_RUN]
+        waiting = [claim for claim in claims if claim["verdict"] == NOT_RUN]
+        out.append({"name": family, "title": FAMILIES.get(family, family), "run": run, "waiting": waiting})
+    return out
+
+
+def _command(paper: Paper, verdict: Verdict) -> str:
+    """What makes the numbers of a claim, with as many seeds as a verdict needs."""
+    if "command" in verdict.claim:
+        return str(verdict.claim["command"])
+    shown = [*verdict.claim["operands"], *verdict.claim.get("beside", [])]
+    experiments = ",".join(dict.fromkeys(each["experiment"] for each in shown))
+    seeds = paper.verdicts["seeds"]["preliminary_below"]
+    return f"python scripts/run.py -m +experiment={experiments} 'seed=range({seeds})'"
+
+
+# Provenance -----------------------------------------------------------------------------------------------------------
+
+
+def _provenance(results: Results) -> pd.DataFrame:
+    machines = _machines(results)
+    return pd.DataFrame(
+        {
+            "label": record.label,
+            "seed": str(record.seed),
+            "status": record.status,
+            "accuracy": "" if record.test_accuracy is None else wording.number(record.test_accuracy),
+            "iterations": f"{record.iterations:,}",
+            "record": record.run_id,
+            "machine": machines[_machine(record)]["machine"],
+            "precision": record.precision,
+            "commit": record.commit[:10] + (" (dirty)" if record.dirty else ""),
+            "started": record.started,
+            "minutes": f"{(record.train_seconds + record.eval_seconds) / 60:,.0f}",
+            "remarks": "; ".join(_remarks(record)),
+        }
+        for record in results.records.values()
+    )
+
+
+def _remarks(record: Record) -> Iterable[str]:
+    if len(record.segments) > 1:
+        yield f"resumed {len(record.segments) - 1} times"
+    if record.message:
+        yield record.message
+
+
+def _machines(results: Results) -> dict[tuple[Any, ...], dict[str, str]]:
+    """A name for each set of device, threads, engine and versions, in the order of the runs."""
+    out: dict[tuple[Any, ...], dict[str, str]] = {}
+    for record in results.records.values():
+        versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
+        described = {"device": record.device, "threads": str(record.threads), "engine": record.engine}
+        out.setdefault(_machine(record), {"machine": f"M{len(out) + 1}", **described, "versions": versions})
+    return out
+
+
+def _machine(record: Record) -> tuple[Any, ...]:
+    return record.device, record.threads, record.engine, *record.versions.items()
+
+
+# Markdown -------------------------------------------------------------------------------------------------------------
+
+
+class Markdown:
+    """Markdown to HTML: raw HTML is text, links from the repository's root lead there from the page."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def line(self, text: str) -> Markup:
+        return Markup(self.parser.renderInline(text))
+
+    def page(self, text: str) -> Markup:
+        """A whole page, with its headings a level lower and its tables in boxes that scroll."""
+        tokens = self.parser.parse(text)
+        for token in tokens:
+            if token.type in ("heading_open", "heading_close"):
+                token.tag = f"h{int(token.tag[1:]) + 1}"
+            for child in token.children or ():
+                href = str(child.attrGet("href") or "")
+                if child.type == "link_open" and "://" not in href and not href.startswith("#"):
+                    child.attrSet("href", f"{self.root}/{href}")
+        out = self.parser.renderer.render(tokens, self.parser.options, {})
+        box = '<div class="scroll" role="region" aria-label="Deviations" tabindex="0"><table>'
+        return Markup(out.replace("<table>", box).replace("</table>", "</table></div>"))

@@ -1,0 +1,71 @@
+"""The block of the README that is generated from results/: what was found, the measured rows, Figure 1."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from cyclical_lr.records import ConfigError, write_atomic
+from cyclical_lr.report import headline, wording
+from cyclical_lr.report.headline import AlongTheWay, Report
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def write_readme(readme: Path, block: str) -> Path:
+    """Put the block between the markers.
+
+    Raises:
+        ConfigError: the file has not one of each marker, in this order.
+    """
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ConfigError(
+            f"readme: expected a file with {BEGIN} and then {END}, got {readme}; give readme=null for none"
+        )
+    write_atomic(readme, f"{before}{BEGIN}\n{block}{END}{after}".encode())
+    return readme
+
+
+def block(report: Report, conf: Path) -> str:
+    """The Markdown between the markers; `conf` is the folder of configs."""
+    figure1 = yaml.safe_load((conf / "paper" / "figure1.yaml").read_text(encoding="utf-8"))
+    parts = [f"**{headline.lead(report)}**\n", "".join(f"- {sentence}\n" for sentence in headline.found(report))]
+    if len(rows := headline.measured_rows(report)):
+        parts.append(_rows(rows))
+    parts.append("Rows of the paper that have a run: " + ", ".join(headline.coverage(report)) + ".\n")
+    if along := headline.along_the_way(report.results, figure1):
+        parts.append("![Figure 1 redrawn](paper_figures/fig01.png)\n")
+        parts.append(
+            f"Accuracy (%) along the way, ours at the first evaluation at or after each point of Figure 1 "
+            f"(digitised, ±{figure1['uncertainty']:g}):\n"
+        )
+        parts += [_points(curve) for curve in along]
+    parts.append(
+        "Everything on one page: [`results/report.html`](results/report.html), to be opened in a browser. All tables: "
+        "[`results/tables/`](results/tables); every claim with its verdict: [`results/claims.md`](results/claims.md); "
+        "all figures: [`paper_figures/`](paper_figures).\n"
+    )
+    return "\n".join(parts)
+
+
+def _rows(rows: pd.DataFrame) -> str:
+    lines, ours = [], rows.columns[1]
+    for row in rows.to_dict("records"):
+        experiment = row["run"].partition("[")[0]
+        n = f"{row['n']}; {row['remarks']}" if row["remarks"] else row["n"]
+        linked = f"[`{row['run']}`](conf/experiment/{experiment}.yaml)"
+        said = f"{row['paper']} ({row['where']})" if row["paper"] else "not in the paper"
+        lines.append([linked, row["iterations"], row[ours], n, said, row["verdict"] or row["where"]])
+    return wording.pipes(["run", "iterations", f"{ours}, %", "n", "the paper, %", "verdict"], lines)
+
+
+def _points(curve: AlongTheWay) -> str:
+    lines = [[f"the paper: {curve.name}", *(f"{accuracy:.1f}" for _, accuracy in curve.points)]]
+    lines.append(["ours at", *(f"{iteration:,}" for iteration in curve.at)])
+    for name, accuracies in curve.ours.items():
+        lines.append([name, *("" if math.isnan(value) else f"{value:.1f}" for value in accuracies)])
+    return wording.pipes(["iteration", *(f"{iteration:,}" for iteration, _ in curve.points)], lines)

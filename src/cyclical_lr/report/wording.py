@@ -1,0 +1,72 @@
+"""How numbers, cells and differences are worded, the same in every table, claim, page and README."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cyclical_lr.report import statistics
+from cyclical_lr.report.collect import Cell
+from cyclical_lr.report.statistics import Interval
+from cyclical_lr.report.verdicts import NOT_RUN
+
+
+def number(value: float) -> str:
+    """Two decimals; empty for nan."""
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def quoted(value: float) -> str:
+    """A number of the paper, with the decimals that it has there."""
+    return "" if math.isnan(value) else f"{value:.{1 if round(value, 1) == value else 2}f}"
+
+
+def interval(ends: Interval, form: Callable[[float], str] = "{:.2f}".format) -> str:
+    return f"[{form(ends.low)}, {form(ends.high)}]"
+
+
+def mean(value: float, ends: Interval, n: int) -> str:
+    """A mean over n seeds with its interval; empty for n = 0."""
+    if n == 0:
+        return ""
+    return number(value) + (f" {interval(ends)}" if n > 1 else " (no interval)")
+
+
+def difference(value: float, ends: Interval) -> str:
+    """A difference with its sign, and its interval where there is one; empty for nan."""
+    if math.isnan(value):
+        return ""
+    text = f"{value:+.2f}"
+    return f"{text} {interval(ends, '{:+.2f}'.format)}" if all(map(math.isfinite, ends)) else text
+
+
+def speed_up(ratio: float, ends: Interval) -> str:
+    if math.isnan(ratio):
+        return "undefined"
+    if math.isinf(ratio):
+        return "infinite"
+    return f"x{ratio:.2f}" + ("" if math.isnan(ends.low) else f" {interval(ends)}")
+
+
+def time(value: float) -> str:
+    """Iterations or seconds; infinity is never."""
+    return "never" if math.isinf(value) else f"{value:,.0f}"
+
+
+def p(value: Any) -> str:
+    """A p-value with its sign of relation."""
+    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
+
+
+def cell(ours: Cell) -> str:
+    """A cell in one phrase: label, mean, iteration, n, and what went wrong."""
+    if not ours.runs:
+        return f"{ours.label} {NOT_RUN}"
+    value = number(statistics.mean(ours.values)) or "not measured"
+    return f"{ours.label} {value} at {ours.iteration:,} ({', '.join([f'n = {ours.n}', *ours.remarks])})"
+
+
+def pipes(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(str(text).replace("|", "\\|") for text in line) + " |\n" for line in lines)

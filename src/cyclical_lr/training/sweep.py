@@ -1,0 +1,103 @@
+"""Sweeps and studies: what each job is to run, and how all of it ended. The records decide, not exit codes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from cyclical_lr import records
+from cyclical_lr.training import config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process is asked for: a run, or the runs of `seed=[0,1,2]`."""
+
+    overrides: list[str]
+    label: str
+    configs: list[dict[str, Any]]  # one per seed
+    results_dir: Path
+    runs_dir: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} seed {','.join(str(one['seed']) for one in self.configs)}"
+
+    @property
+    def missing(self) -> list[dict[str, Any]]:
+        """The configs of runs without a record that is final."""
+        return [one for one in self.configs if not records.is_over(self.results_dir, records.run_id(one))]
+
+
+def plan_job(cfg: DictConfig, conf: Path, overrides: Sequence[str]) -> Job:
+    """The job that `overrides` gave the config `cfg` for; `conf` is the folder of config files.
+
+    Raises:
+        ConfigError: something in `cfg` cannot be used.
+    """
+    plan = config.plain(cfg)
+    config.check(plan)
+    if plan["trainer"].get("strategy") == "ddp" and plan["cluster"]["kind"] == "local":
+        raise records.ConfigError(
+            "trainer.strategy=ddp: expected one run, got a sweep or a study in one process: Lightning would start the "
+            "other ranks by the same command line, and each of them would run the whole sweep again. Start the ranks "
+            "for one run at a time, with torchrun --nproc_per_node 2 scripts/run.py ..., or give each run a Slurm job "
+            "of as many tasks, with cluster=slurm hydra.launcher.tasks_per_node=2"
+        )
+    configs = [config.describe(plan, seed) for seed in config.seeds(plan["seed"])]
+    records.learning_rates(configs[0])  # a schedule that cannot be built is refused now, not in a queue
+    where = Path(plan["results_dir"]), Path(plan["runs_dir"])
+    return Job(list(overrides), config.label(plan, conf), configs, *where)
+
+
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs of which something is missing. Says how many runs that are."""
+    runs = sum(len(job.configs) for job in jobs)
+    left = sum(len(job.missing) for job in jobs)
+    log.info("%d of %d runs are done, %d are missing", runs - left, runs, left)
+    return [job for job in jobs if job.missing]
+
+
+def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
+    """Print a line per run, and whether all of them are done, diverged or in the hands of another process.
+
+    Args:
+        jobs: all of the sweep, those that were not started too.
+        problems: by a job's title or overrides, why it ended without a record, or could not start.
+    """
+    rows = [(f"{job.label} seed {one['seed']}", *_status(job, one, problems)) for job in jobs for one in job.configs]
+    unplanned = problems.keys() - {job.title for job in jobs}
+    rows += [(title, "failed", problems[title]) for title in problems if title in unplanned]
+    width = max((len(title) for title, _, _ in rows), default=0)
+    log.info("%d of %d runs are done", sum(status == "done" for _, status, _ in rows), len(rows))
+    for title, status, detail in rows:
+        log.info("  %-8s %-*s  %s", status, width, title, detail)
+    bad = any(status in ("failed", "missing") for _, status, _ in rows)
+    if bad:
+        log.info("the same command again runs what failed or is missing")
+    return not bad
+
+
+def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
+    run_id = records.run_id(one)
+    path = records.record_path(job.results_dir, run_id)
+    record = records.read_record(path) if path.exists() else None
+    if record is not None:
+        accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
+        return record.status, record.message or accuracy
+    try:
+        with FileLock(job.runs_dir / run_id / "lock").acquire(timeout=0):
+            pass
+    except Timeout:
+        return "running", f"another process is working on it ({job.runs_dir / run_id})"
+    except OSError:  # it was never begun
+        pass
+    if job.title in problems:
+        return "failed", problems[job.title]
+    return "missing", "ended without a record"

@@ -1,0 +1,205 @@
+"""The paper's figures: what is on them, from many runs, from two, from none; and the files that they are saved to."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import yaml
+
+from cyclical_lr.report import arms, collect, figures, paper_figures
+from cyclical_lr.report.collect import Results
+
+CONF = Path(__file__).parents[2] / "conf"
+NOTHING = Results({}, {}, ())
+WITH_ARMS = [number for number, figure in paper_figures.FIGURES.items() if figure.arms]
+DRAWN_ALONE = [1, 2, 3]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def run_all(add_run, tmp_path):
+    """Two seeds of each arm of a figure, evaluated twenty times on the way to the end of its lab card."""
+
+    def run(labels: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> Results:
+        for label in labels:
+            schedule, iterations = arms.schedule_of(CONF, label)
+            at = np.linspace(0, iterations, 21, dtype=int).tolist()
+            lrs = dict(zip(at, np.asarray(schedule(np.array(at))).tolist(), strict=True))
+            for seed in seeds:
+                accuracies = {t: min(10 + seed + 7.0 * k, 80.0 + seed) for k, t in enumerate(at)}
+                add_run(label, seed, accuracies, lrs)
+        results = collect.collect(tmp_path)
+        assert results.problems == ()
+        return results
+
+    return run
+
+
+def texts(figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+def lines(figure, gid: str):
+    return [line for line in figure.axes[0].lines if line.get_gid() == gid]
+
+
+# ---- Many runs, two, none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", WITH_ARMS)
+def test_every_figure_shows_all_its_arms_and_no_text_leaves_it(number, run_all):
+    figure = paper_figures.draw(number, run_all(paper_figures.FIGURES[number].arms), CONF)
+    assert texts(figure).count("(n = 2)") == len(paper_figures.FIGURES[number].arms)
+    assert "not run" not in texts(figure)
+    figure.draw_without_rendering()
+    room, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(room.x0, room.y0) > -0.01 and room.x1 < width + 0.01 and room.y1 < height + 0.01
+
+
+def test_a_figure_says_which_of_its_arms_were_not_run(add_run, tmp_path):
+    for label in ("cifar10_tri2", "cifar10_fixed_25k"):
+        add_run(label, 0, {0: 10.0, 16_000: 78.0, 25_000: 80.5})
+    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    assert texts(figure).count("(n = 1)") == 2
+    assert "fixed, drops at 60k and 65k (not run)" in texts(figure)
+    assert texts(figure).count("not run") == 2
+
+
+@pytest.mark.parametrize("number", paper_figures.FIGURES)
+def test_without_any_run_a_figure_shows_the_papers_curve_or_gives_its_command(number):
+    if number in DRAWN_ALONE:
+        assert paper_figures.draw(number, NOTHING, CONF).axes
+        return
+    with pytest.raises(figures.MissingRuns) as missing:
+        paper_figures.draw(number, NOTHING, CONF)
+    assert str(missing.value) == f"Figure {number} has no run yet: {paper_figures.command(number)}"
+
+
+@pytest.mark.parametrize("number", WITH_ARMS)
+def test_the_command_of_a_figure_names_a_study_or_lab_cards_that_exist_and_runs_the_papers_arms(number):
+    command, drawn = paper_figures.command(number), paper_figures.FIGURES[number].arms
+    if study := re.fullmatch(r"python scripts/study\.py \+study=(\w+)", command):
+        listed = yaml.safe_load((CONF / "study" / f"{study[1]}.yaml").read_text())["experiments"]
+        controls = {label for label in drawn if arms.ARMS[label].name.startswith("control")}
+        assert set(drawn) - controls <= set(listed)
+    else:
+        named = re.fullmatch(r"python scripts/run\.py (?:-m )?\+experiment=([\w,]+)", command)
+        assert named and tuple(named[1].split(",")) == drawn
+        assert ("-m " in command) == (len(drawn) > 1)
+        for label in drawn:
+            assert (CONF / "experiment" / f"{label}.yaml").is_file()
+
+
+def test_there_is_a_caption_and_a_command_for_each_of_the_thirteen_figures():
+    assert list(paper_figures.FIGURES) == list(range(1, 14)) == list(paper_figures.CAPTIONS)
+    assert all(caption.endswith(".") for caption in paper_figures.CAPTIONS.values())
+    assert paper_figures.command(2) == "python scripts/report.py figures=[2]"
+
+
+# ---- What is drawn ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "x"), [(1, "iteration"), (3, "lr"), (7, "lr")])
+def test_the_papers_points_are_drawn_where_they_were_digitised(number, x, run_all):
+    results = run_all(paper_figures.FIGURES[number].arms[:1], seeds=(0,))
+    drawn = lines(paper_figures.draw(number, results, CONF), "digitised")
+    curves = yaml.safe_load((CONF / "paper" / f"figure{number}.yaml").read_text())["curves"]
+    assert [line.get_xydata().tolist() for line in drawn] == [
+        [[point[x], point["accuracy"]] for point in curve["points"]] for curve in curves
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "numbers"),
+    [
+        (1, {(25_000, 81.4), (70_000, 81.4), (70_000, 79.1)}),
+        (4, {(42_000, 82.2), (70_000, 79.1)}),
+        (10, {(300_000, 56.0), (460_000, 56.5), (300_000, 56.5)}),
+    ],
+)
+def test_the_numbers_of_the_papers_table_1_stand_at_their_iterations(number, numbers, run_all):
+    results = run_all(paper_figures.FIGURES[number].arms[:1], seeds=(0,))
+    drawn = lines(paper_figures.draw(number, results, CONF), "tables")
+    assert {(t, accuracy) for line in drawn for t, accuracy in line.get_xydata().tolist()} == numbers
+
+
+def test_numbers_that_the_paper_gives_no_iteration_for_stand_at_none(run_all):
+    figure = paper_figures.draw(6, run_all(("cifar10_bn_clr",), seeds=(0,)), CONF)
+    assert not lines(figure, "tables")
+    assert "paper: 72.2 %, iteration not given" in texts(figure)
+
+
+@pytest.mark.parametrize(("number", "x_limits", "y_limits"), [(1, (0, 70_000), (20, 85)), (3, (0, 0.02), (10, 60))])
+def test_the_axes_are_the_papers(number, x_limits, y_limits):
+    axes = paper_figures.draw(number, NOTHING, CONF).axes[0]
+    assert axes.get_xlim() == x_limits and axes.get_ylim() == y_limits
+
+
+def test_a_line_is_the_mean_over_the_seeds_and_its_band_their_range_where_all_were_evaluated(add_run, tmp_path):
+    add_run("cifar10_exp", 0, {0: 10.0, 1_000: 60.0, 70_000: 78.0})
+    add_run("cifar10_exp", 1, {0: 12.0, 500: 1.0, 1_000: 63.0, 70_000: 77.0})
+    add_run("cifar10_exp", 2, {0: 11.0, 1_000: 66.0, 70_000: 79.0})
+    add_run("cifar10_exp", 3, {0: 9.0, 1_000: 5.0}, status="diverged")
+    axes = paper_figures.draw(4, collect.collect(tmp_path), CONF).axes[0]
+    (line,) = [line for line in axes.lines if line.get_label().startswith("exp:")]
+    assert line.get_label().endswith("(n = 3, 1 diverged)")
+    assert line.get_xydata().tolist() == [[0, 11], [1_000, 63], [70_000, 78]]
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(0, 10), (0, 12), (1_000, 60), (1_000, 66), (70_000, 77), (70_000, 79)}
+
+
+def test_one_seed_has_no_band(add_run, tmp_path):
+    add_run("cifar10_exp", 0, {0: 10.0, 70_000: 78.0})
+    assert not paper_figures.draw(4, collect.collect(tmp_path), CONF).axes[0].collections
+
+
+def test_dots_mark_the_cycle_ends_that_were_reached_and_dotted_lines_the_drops(add_run, tmp_path):
+    add_run("cifar10_tri2", 0, {t: t / 1_000 for t in range(0, 25_001, 1_000)})
+    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    (dots,) = lines(figure, "cycle ends")
+    ends = [4_000, 8_000, 12_000, 16_000, 18_000, 20_000, 22_000, 23_000, 24_000, 25_000]
+    assert dots.get_xydata().tolist() == [[t, t / 1_000] for t in ends]
+    # The fixed policy's drops are marked too: the paper's digitised curve has them.
+    assert [line.get_xdata()[0] for line in lines(figure, "drops")] == [16_000, 22_000, 60_000, 65_000]
+
+
+def test_a_range_test_that_diverged_is_drawn_to_where_it_got_and_counted(run_all, add_run, tmp_path):
+    ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.02, "stepsize": 4_000}
+    add_run(
+        "cifar10_range_test", 0, {0: 10.0, 200: 20.0, 400: 30.0}, {0: 0.0, 200: 0.001, 400: 0.002}, status="diverged",
+        iterations=500, config={"schedule": ramp, "model": {}, "data": {"name": "cifar10"}, "iterations": 4_000},
+    )  # fmt: skip
+    figure = paper_figures.draw(3, collect.collect(tmp_path), CONF)
+    assert "ours (n = 0, 1 diverged)" in texts(figure)
+    assert [line.get_xydata().tolist() for line in lines(figure, "diverged")] == [[[0.002, 30.0]]]
+
+
+def test_the_bounds_of_the_paper_and_of_this_studys_rules_are_both_named(run_all):
+    figure = paper_figures.draw(3, run_all(("cifar10_range_test",)), CONF)
+    assert "the paper's bounds: 0.001, 0.006" in texts(figure)
+    assert re.search(r"bounds by this study's rules: 0\.00\d+, 0\.0\d+", texts(figure))
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_saved_as_the_same_bytes_with_embedded_fonts_and_no_time(tmp_path):
+    written = [
+        [path.read_bytes() for path in figures.save(paper_figures.draw(3, NOTHING, CONF), tmp_path / name, "fig03")]
+        for name in ("once", "twice")
+    ]
+    assert written[0] == written[1]
+    assert [path.name for path in sorted((tmp_path / "once").iterdir())] == ["fig03.pdf", "fig03.png"]
+    pdf, png = written[0]
+    assert pdf.startswith(b"%PDF") and png.startswith(b"\x89PNG")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+    assert not any(word in pdf for word in (b"CreationDate", b"ModDate"))
+    assert not any(word in png for word in (b"tIME", b"Software", b"Creation Time"))

@@ -1,0 +1,105 @@
+"""The first screen's sentences: no number without its n, no interval that is not there, no verdict of their own."""
+
+import pytest
+import yaml
+
+from cyclical_lr.report import headline
+from cyclical_lr.report.collect import Results, collect
+
+
+def found(paper, results):
+    return headline.found(headline.make_report(paper, results))
+
+
+def curve(last, at_drop=76.0):
+    return {0: 10.0, 4_000: 70.0, 16_000: at_drop, 24_000: last, 25_000: last}
+
+
+def test_without_a_run_each_sentence_says_not_run(paper):
+    sentences = found(paper, Results({}, {}, ()))
+    assert sentences == [
+        "CLR (`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run.",
+        "The fixed policy (`cifar10_fixed`) after 70,000 iterations (the paper: 81.4 %): not run.",
+        "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control): not run.",
+    ]
+    lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
+    ours = sum(claim["source"] == "paper" for claim in paper.claims)
+    assert lead == f"So far 0 runs. Of the paper's {ours} claims: {ours} not run."
+
+
+def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add_run):
+    add_run("cifar10_tri2", 0, curve(80.6, 78.59))
+    add_run("cifar10_fixed_25k", 0, curve(80.14, 76.49))
+    clr, fixed, control, times = found(paper, collect(tmp_path))
+    assert clr == (
+        "CLR (`cifar10_tri2`) ends at **80.60 %** (n = 1, no interval) after 25,000 iterations (the paper: 81.4 %): "
+        "no verdict (n = 1)."
+    )
+    assert fixed.endswith("not run.")
+    assert control == (
+        "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control) ends at **80.14 %** "
+        "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal, or CLR above: no "
+        "verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
+    )
+    assert times == (
+        "Iterations to 80.5 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 1), `cifar10_fixed_25k` "
+        "never (n = 1)."
+    )
+
+
+def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_path, add_run):
+    for seed in range(3):
+        add_run("cifar10_tri2", seed, curve(81.2 + seed / 10))
+        add_run("cifar10_fixed", seed, {**curve(76.0), 70_000: 81.2 + seed / 10})
+        add_run("cifar10_fixed_25k", seed, curve(79.2 + seed / 10))
+    clr, fixed, equal, control, times = found(paper, collect(tmp_path))
+    assert "ends at **81.30 %** [81.05, 81.55] (n = 3) after 25,000" in clr and "81.4 %): reproduced (prel" in clr
+    assert "`cifar10_fixed`) ends at **81.30 %** [81.05, 81.55] (n = 3) after 70,000" in fixed
+    assert equal == (
+        "CLR at 25,000 iterations less fixed at 70,000: **+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: "
+        "reproduced (preliminary)."
+    )
+    assert "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal: not reproduced" in control
+    assert "CLR above: reproduced (preliminary)." in control
+    assert times == (  # the last evaluation has no next one, and cannot count
+        "Iterations to 81 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 3), `cifar10_fixed` never "
+        "(n = 3), `cifar10_fixed_25k` never (n = 3)."
+    )
+
+
+def test_the_claims_that_the_sentences_rest_on_exist(paper):
+    claims = {claim["id"]: claim["rule"] for claim in paper.claims}
+    assert [claims[name] for name in (headline.TRI2, headline.FIXED)] == ["number", "number"]
+    assert [claims[name] for name in (headline.EQUAL, headline.CONTROL_EQUAL)] == ["equal", "equal"]
+    assert (claims[headline.CONTROL_BEATEN], claims[headline.TIMES]) == ("greater", "time_to_target")
+
+
+# Figure 1's points ----------------------------------------------------------------------------------------------------
+
+FIGURE1 = yaml.safe_load(
+    """
+    curves:
+      - {label: CLR, experiment: cifar10_tri2, points: [
+          {iteration: 4000, accuracy: 72.3}, {iteration: 15800, accuracy: 77.5}, {iteration: 16300, accuracy: 79.7},
+          {iteration: 60000, accuracy: 80.0}]}
+      - {label: fixed, experiment: cifar10_fixed, points: [{iteration: 4000, accuracy: 60.0}]}
+    """
+)
+
+
+def test_ours_is_read_at_the_first_evaluation_at_or_after_each_point(tmp_path, add_run):
+    add_run("cifar10_tri2", 0, {0: 10.0, 4_000: 70.0, 16_000: 76.0, 17_000: 80.0, 25_000: 81.0})
+    add_run("cifar10_tri2", 1, {0: 10.0, 4_000: 72.0, 16_000: 78.0, 16_500: 1.0, 17_000: 82.0, 25_000: 81.0})
+    add_run("cifar10_fixed_25k", 0, {0: 10.0, 4_000: 60.0, 16_000: 70.0, 25_000: 79.0})
+    (along,) = headline.along_the_way(collect(tmp_path), FIGURE1)
+    assert along.points == ((4_000, 72.3), (15_800, 77.5), (16_300, 79.7))  # none of ours is at or after 60,000
+    assert along.at == (4_000, 16_000, 17_000)  # 16,500 is not common to the seeds
+    assert along.ours["cifar10_tri2 (n = 2)"] == (71.0, 77.0, 81.0)
+    assert along.ours["cifar10_fixed_25k (n = 1)"][:2] == (60.0, 70.0)
+    assert along.ours["cifar10_fixed_25k (n = 1)"][2] != along.ours["cifar10_fixed_25k (n = 1)"][2]
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_run_that_did_not_finish_has_no_points(tmp_path, add_run, status):
+    add_run("cifar10_fixed", 0, {0: 10.0, 4_000: 60.0}, status=status)
+    assert headline.along_the_way(collect(tmp_path), FIGURE1) == []
