@@ -20,7 +20,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from step import Pictures, PlainModule, measure, now
+from step import Pictures, PlainModule, measure, now  # type: ignore[import-not-found]  # beside this file
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -114,7 +114,7 @@ def images_per_second_ratio(experiment: str, overrides: list[str], device: torch
             clock = Clock()
             trainer = make_trainer(**plan["trainer"], **quiet, callbacks=[clock])
             trainer.fit(module, data.train_blocks([0], 0, iterations, iterations))
-            silent = {"enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+            silent: dict[str, Any] = {"enable_model_summary": False, "logger": False, "enable_checkpointing": False}
             pl.Trainer(accelerator="gpu", devices=1, limit_train_batches=iterations, **quiet, **silent).fit(
                 usual, loader
             )

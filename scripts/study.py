@@ -8,10 +8,9 @@ to each run, as in scripts/run.py (trainer=gpu, logger=none, results_dir=..., cl
 schedule/ and so on of your own.
 
 All experiments of a seed come before the next seed, so that intervals narrow evenly: one run after another, or jobs=N
-at a time in processes of their own, each with its share of the cores (threads=). cluster=slurm submits them instead, and
-waits.
-Finished runs are left alone and interrupted ones go on: stop it with Ctrl-C, and start it again, whenever you like. A
-run that fails does not stop the others.
+at a time in processes of their own, each with its share of the cores (threads=). cluster=slurm submits them instead,
+and waits. Finished runs are left alone and interrupted ones go on: stop it with Ctrl-C, and start it again, whenever
+you like. A run that fails does not stop the others.
 Exit codes: 0 all done, 1 some failed, 2 unusable input, 130 stopped.
 """
 

@@ -84,7 +84,7 @@ def srun(rank, port):
 
 
 def start(folder, *overrides, launcher=torchrun, **environment):
-    """`scripts/run.py OVERRIDES` in two ranks, which write what they say into `folder`: exit code and output of each."""
+    """`scripts/run.py OVERRIDES` in two ranks, whose output goes into `folder`: the exit code and output of each."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     ranks = [
@@ -130,7 +130,7 @@ def test_two_ranks_and_one_process_agree_on_imagenet(tmp_path):
     quick = (
         *("+experiment=imagenet_alexnet_tri2", "data=imagenet_subset", "data.num_classes=6", "data.batch_size=4"),
         *(f"data.root={prepared(tmp_path)}", "model._target_=test_ddp.PlainNet", "data.eval_batch_size=3"),
-        *("iterations=4", "eval_every=2", "data.workers=1", "threads=1", "logger=none"),
+        *("iterations=4", "eval_every=2", "data.workers=0", "threads=1", "logger=none"),
     )
     folders = [tmp_path / "two", tmp_path / "one"]
     two, one = ([*quick, f"results_dir={folder}/results", f"runs_dir={folder}/runs"] for folder in folders)
@@ -212,7 +212,7 @@ def test_an_evaluation_is_of_one_network_though_each_rank_has_its_own_batch_norm
         x, y = data.test.eval()(torch.arange(51))
         loss = F.cross_entropy(network.eval()(x), y).item()
     last = records.read_curve(records.curve_path(tmp_path / "results", record.run_id))[-1]
-    assert last.test_loss == pytest.approx(loss, rel=1e-6)
+    assert last.test_loss == pytest.approx(loss, rel=1e-5)
 
 
 # Shares ---------------------------------------------------------------------------------------------------------------

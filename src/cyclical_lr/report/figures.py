@@ -4,6 +4,7 @@ And the two figures that a user's own runs get: `accuracy_and_lr` and `range_tes
 curves alone: neither data set nor GPU.
 """
 
+import logging
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from cyclical_lr.range_test import Bounds, Curve
 from cyclical_lr.records import PACKAGE, ConfigError, CurveRow, Record, learning_rates, locate
 from cyclical_lr.report.arms import COLOURS, Arm, cycle_ends
 from cyclical_lr.report.collect import Results
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every table of a font that it embeds
 
 STYLE: Any = {
     "font.size": 8,

@@ -100,9 +100,9 @@ def check(plan: Mapping[str, Any]) -> None:
     _check_whole("trainer.devices", plan["trainer"]["devices"], 1)
     if plan["trainer"]["devices"] > 1:
         raise ConfigError(
-            f"trainer.devices: expected 1, got {plan['trainer']['devices']}: Lightning would start a process for each by the "
-            "same command line, and with -m each of them would run the whole sweep again. For one run on several devices "
-            "use trainer=ddp, and torchrun or srun to start its ranks"
+            f"trainer.devices: expected 1, got {plan['trainer']['devices']}: Lightning would start a process for each "
+            "by the same command line, and with -m each would run the whole sweep again. For one run on several "
+            "devices use trainer=ddp, and torchrun or srun to start its ranks"
         )
     _check_strategy(plan["trainer"].get("strategy"), plan["seed"])
     if plan["trainer"]["accelerator"] not in ("cpu", "gpu"):

@@ -46,7 +46,7 @@ def _environment_of_srun() -> dict[str, str]:
     if int(given.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         raise ConfigError(
             "trainer.strategy=ddp: expected ranks started by torchrun or srun, found this process alone. Lightning "
-            "would start the others by the same command line, and with -m each of them would run the whole sweep again. "
+            "would start the others by the same command line, and with -m each would run the whole sweep again. "
             "Use torchrun --nproc_per_node 2 scripts/run.py ..., or srun --ntasks 2 --kill-on-bad-exit python "
             "scripts/run.py ..., or cluster=slurm hydra.launcher.tasks_per_node=2; for one device, trainer=gpu or cpu"
         )
