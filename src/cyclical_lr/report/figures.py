@@ -192,7 +192,8 @@ def _lr_line(axes: Axes, record: Record, curve: Sequence[CurveRow], colour: str)
 
 
 def _check_harmless(node: Any) -> None:
-    """Let nothing be called but this package's policies: a record may come from anywhere, and name anything.
+    """Let nothing be called but this package's policies, nor any interpolation be resolved: a record may come from
+    anywhere, and name anything.
 
     Raises:
         ConfigError: a schedule names something else.
@@ -206,6 +207,8 @@ def _check_harmless(node: Any) -> None:
     elif isinstance(node, list):
         for value in node:
             _check_harmless(value)
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"schedule: {node!r} is not a value")
 
 
 def thousands(value: float, _: object = None) -> str:
