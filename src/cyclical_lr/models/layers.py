@@ -201,7 +201,8 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Callable[[Tensor], Tensor], alpha: float, beta: float) -> Tensor:
-        scale = window(x * x).to(torch.promote_types(x.dtype, torch.float32)).mul_(alpha).add_(1)
+        mean = window(x * x).to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.add(mean.new_ones(()), mean, alpha=alpha)
         if beta == 0.75:  # roots cost a fraction of a pow
             power = scale.rsqrt()
             power = power.sqrt().mul_(power)
