@@ -160,7 +160,8 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.finding.text for verdict in verdicts if verdict.claim["source"] == "paper")
     parts = [
         "# Claims\n",
-        "Rules: `conf/paper/verdicts.yaml`, fixed before any result. Accuracies are means over seeds, in percent, at "
+        "Rules: `conf/paper/verdicts.yaml`, fixed before any result that they decide, but for "
+        "what its header names. Accuracies are means over seeds, in percent, at "
         f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
         f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides; p "
         "is corrected by Holm within the family.\n",
