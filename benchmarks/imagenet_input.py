@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""What a worker of the ImageNet loader does beside decoding: reading, cropping, mirroring.
+"""What a worker of the ImageNet loader does: read, decode and crop, beside torchvision's decode_jpeg alone.
 
     python benchmarks/imagenet_input.py ROOT    # a folder that scripts/prepare_imagenet.py filled
 
-One core. Both sides run in one process, in alternation, on the same images: the loader's own function, from files on
-disk (in the system's cache) to a batch of crops; and torchvision.io.decode_jpeg alone, on the same files already in
-memory. Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; with a new batch each
-time, as a loader has it, the ratio is printed too: the rest is the price of fresh memory on the machine at hand.
+One core. All run in one process, in alternation, on the same images: the loader's own function, from files on disk (in
+the system's cache) to a batch; torchvision.io.decode_jpeg alone, on the same files already in memory; and what is left
+for the training device, mirroring and subtracting the mean, which in training overlaps with the workers.
+Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; "new batch" is without that,
+as in a loader: the difference is the price of fresh memory on the machine at hand.
 """
 
 import json
@@ -39,26 +40,29 @@ def main(root: str) -> None:
     data.setup()
     reader = Reader(data.images["train"], data.crop, decode=True)
     orders = [data.order(0, iteration) for iteration in range(CHUNKS)]
-    out = torch.empty(BATCH, 227, 227, 3, dtype=torch.uint8).numpy()
+    batch = torch.empty(BATCH, 227, 227, 3, dtype=torch.uint8)
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.process_time()  # of this process: a shared machine's other work is not ours
         work()
         return time.process_time() - start
 
-    decoding, reused, fresh = [], [], []
+    decoding, reused, fresh, cropping = [], [], [], []
     for order in orders:
         files = [read_file(reader.images.path(sample)) for sample in order["samples"]]
         decoding.append(seconds(partial(decode_alone, files)))
-        reused.append(seconds(partial(reader.read, order, out)))
+        reused.append(seconds(partial(reader.read, order, batch.numpy())))
         fresh.append(seconds(partial(reader.__getitem__, order)))
+        parts = {key: torch.from_numpy(values) for key, values in order.items() if key != "samples"}
+        cropping.append(seconds(partial(data.train, batch, torch.zeros(BATCH), **parts)))
 
     print(f"{provenance.device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}")
     print(f"{CHUNKS - 1} chunks of {BATCH} images each way, alternating; CPU seconds")
-    for name, times in (("decode_jpeg alone", decoding), ("read, decode, crop, mirror", reused), ("new batch", fresh)):
+    arms = {"decode_jpeg alone": decoding, "read, decode, crop": reused, "new batch": fresh, "mirror, mean": cropping}
+    for name, times in arms.items():
         ratios = sorted(alone / own for alone, own in list(zip(decoding, times, strict=True))[1:])
         print(
-            f"{name:<27} {BATCH / median(times[1:]):7.0f} images/s (median), "
+            f"{name:<18} {BATCH / median(times[1:]):7.0f} images/s (median), "
             f"ratio {median(ratios):.3f} (median), {ratios[0]:.3f} to {ratios[-1]:.3f}"
         )
 

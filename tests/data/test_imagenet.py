@@ -264,13 +264,15 @@ def test_a_damaged_or_changed_set_is_refused_before_training(copy, damage, messa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", [b"", b"not a JPEG", "another size"], ids=["empty", "text", "size"])
+@pytest.mark.parametrize("content", [b"", b"not a JPEG", (255, 256), (256, 257), None], ids=str)
 def test_a_file_that_cannot_be_used_is_named(copy, workers, content):
     made, path = data(copy, workers=workers), copy / "train" / "n03" / "n03_1.JPEG"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content is None:
+        path.write_bytes(path.read_bytes()[:-400])  # cut off
     else:
-        Image.new("RGB", (255, 256)).save(path)
+        Image.new("RGB", content).save(path)
     with pytest.raises(ConfigError, match=r"n03_1\.JPEG cannot be used .*prepare_imagenet\.py once more"):
         blocks(made, 0)
 
