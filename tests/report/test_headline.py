@@ -8,7 +8,10 @@ from cyclical_lr.report.collect import Results, collect
 
 
 def found(paper, results):
-    return headline.found(headline.make_report(paper, results))
+    """The sentences about accuracy; the two after them are about cost (test_measured_rules.py)."""
+    *sentences, same, more = headline.found(headline.make_report(paper, results))
+    assert same.startswith("Claim on cost") and same.endswith("Not run.") and more.endswith("Not run.")
+    return sentences
 
 
 def curve(last, at_drop=76.0):
@@ -21,6 +24,8 @@ def test_without_a_run_each_sentence_says_not_run(paper):
         "CLR (`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy (`cifar10_fixed`) after 70,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control): not run.",
+        "The same at CLR's mean LR (`cifar10_fixed_25k_matched`, a control): not run.",
+        "What the LR drops add at 25,000: to CLR not run; to `decay` not run; to `exp` not run.",
     ]
     lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
@@ -30,7 +35,8 @@ def test_without_a_run_each_sentence_says_not_run(paper):
 def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add_run):
     add_run("cifar10_tri2", 0, curve(80.6, 78.59))
     add_run("cifar10_fixed_25k", 0, curve(80.14, 76.49))
-    clr, fixed, control, times = found(paper, collect(tmp_path))
+    add_run("cifar10_tri2_no_drops", 0, curve(79.5))
+    clr, fixed, control, matched, drops, times = found(paper, collect(tmp_path))
     assert clr == (
         "CLR (`cifar10_tri2`) ends at **80.60 %** (n = 1, no interval) after 25,000 iterations (the paper: 81.4 %): "
         "no verdict (n = 1)."
@@ -40,6 +46,11 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control) ends at **80.14 %** "
         "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal, or CLR above: no "
         "verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
+    )
+    assert matched == "The same at CLR's mean LR (`cifar10_fixed_25k_matched`, a control): not run."
+    assert drops == (
+        "What the LR drops add at 25,000: to CLR **+1.10** points (n = 1, no interval): no verdict (n = 1); to `decay` "
+        "not run; to `exp` not run."
     )
     assert times == (
         "Iterations to 80.5 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 1), `cifar10_fixed_25k` "
@@ -52,7 +63,9 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
         add_run("cifar10_tri2", seed, curve(81.2 + seed / 10))
         add_run("cifar10_fixed", seed, {**curve(76.0), 70_000: 81.2 + seed / 10})
         add_run("cifar10_fixed_25k", seed, curve(79.2 + seed / 10))
-    clr, fixed, equal, control, times = found(paper, collect(tmp_path))
+        add_run("cifar10_fixed_25k_matched", seed, curve(81.2 + seed / 10))
+        add_run("cifar10_tri2_no_drops", seed, curve(79.2 + seed / 10))
+    clr, fixed, equal, control, matched, drops, times = found(paper, collect(tmp_path))
     assert "ends at **81.30 %** [81.05, 81.55] (n = 3) after 25,000" in clr and "81.4 %): reproduced (prel" in clr
     assert "`cifar10_fixed`) ends at **81.30 %** [81.05, 81.55] (n = 3) after 70,000" in fixed
     assert equal == (
@@ -61,17 +74,23 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     )
     assert "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal: not reproduced" in control
     assert "CLR above: reproduced (preliminary)." in control
+    assert "mean LR (`cifar10_fixed_25k_matched`, a control) ends at **81.30 %** [81.05, 81.55] (n = 3)." in matched
+    assert "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary). CLR" in matched
+    assert "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary); to" in drops
     assert times == (  # the last evaluation has no next one, and cannot count
         "Iterations to 81 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 3), `cifar10_fixed` never "
-        "(n = 3), `cifar10_fixed_25k` never (n = 3)."
+        "(n = 3), `cifar10_fixed_25k` never (n = 3), `cifar10_fixed_25k_matched` 24,000 (n = 3)."
     )
 
 
 def test_the_claims_that_the_sentences_rest_on_exist(paper):
     claims = {claim["id"]: claim["rule"] for claim in paper.claims}
     assert [claims[name] for name in (headline.TRI2, headline.FIXED)] == ["number", "number"]
-    assert [claims[name] for name in (headline.EQUAL, headline.CONTROL_EQUAL)] == ["equal", "equal"]
-    assert (claims[headline.CONTROL_BEATEN], claims[headline.TIMES]) == ("greater", "time_to_target")
+    assert (claims[headline.EQUAL], claims[headline.TIMES]) == ("equal", "time_to_target")
+    assert [claims[name] for name in headline.DROPS.values()] == ["greater"] * 3
+    for control in headline.CONTROLS:
+        name = control.removeprefix("cifar10_")
+        assert [claims[f"control_tri2_{how}_{name}"] for how in ("equals", "beats")] == ["equal", "greater"]
 
 
 # Figure 1's points ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cyclical_lr.range_test import Curve
-from cyclical_lr.report import markup, verdicts
+from cyclical_lr.report import headline, markup, verdicts
 from cyclical_lr.report.collect import Cell, collect
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -186,8 +186,13 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
         add_run("cifar10_tri_no_drops", seed, {0: 10.0, 12_000: 76.0, 24_000: 80.0})
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "solvers-a-cpu.json").write_text(json.dumps(benchmark()))
-    page = markup.claims_page(paper, verdicts.decide(paper, collect(tmp_path)))
+    results = collect(tmp_path)
+    report = headline.Report(paper, results, verdicts.decide(paper, results), tables={})
+    page = markup.claims_page(paper, report.verdicts)
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert "base_lr 0.001, max_lr 0.006 by drop; n = 3 | **reproduced (preliminary)**" in lines["figure3_bounds"]
     assert "share of the rise 0.943 [0.943, 0.943] (90%) | **reproduced (preliminary)**" in lines["text_three_cycles"]
     assert "adam on a cpu 1.000 [0.990, 1.010]" in lines["table3_no_extra_computation"]
+    same, more = headline.found(report)[-2:]
+    assert same.startswith("Claim on cost: CLR needs") and same.endswith(". Reproduced, ratios 1.000 to 1.000.")
+    assert more.startswith("Claim on cost: Methods that") and more.endswith(". Reproduced, ratios 1.111 to 1.111.")

@@ -1,7 +1,8 @@
 """What was found so far, for the first screen of page and README: sentences, measured rows, Figure 1's points.
 
 The sentences are about the paper's headline, that CLR gets in 25,000 iterations to where the fixed policy is after
-70,000 (Table 1 rows 1 and 2), and about its control, the fixed schedule compressed to CLR's budget and drops.
+70,000 (Table 1 rows 1 and 2), and about its controls: the fixed schedule compressed to CLR's budget and drops, the same
+at CLR's mean LR, and each policy with and without the drops.
 """
 
 import math
@@ -38,8 +39,17 @@ def make_report(paper: Paper, results: Results) -> Report:
 
 TRI2, FIXED, EQUAL = "table1_tri2", "table1_fixed", "table1_tri2_equals_fixed"
 TIMES = "table1_tri2_time_to_target"
-CONTROL_EQUAL, CONTROL_BEATEN = "control_tri2_equals_fixed_25k", "control_tri2_beats_fixed_25k"
-CONTROL = "cifar10_fixed_25k"
+CONTROLS = {
+    "cifar10_fixed_25k": "The fixed policy with CLR's 25,000 iterations and drops",
+    "cifar10_fixed_25k_matched": "The same at CLR's mean LR",
+}
+"""What CLR is compared with at its own budget: claims `control_tri2_equals_...` and `control_tri2_beats_...`."""
+DROPS = {
+    "CLR": "control_tri2_needs_drops",
+    "`decay`": "control_decay_needs_drops",
+    "`exp`": "control_exp_needs_drops",
+}
+"""Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
 
 
 def lead(report: Report) -> str:
@@ -63,10 +73,11 @@ def found(report: Report) -> list[str]:
     if all(cell.n for cell in by_id[EQUAL].cells):
         lead = _lead(paper, by_id[EQUAL])
         sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
-    sentences.append(_control(paper, report.results, by_id))
+    sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
+    sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
-    return sentences
+    return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
 
 def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
@@ -94,23 +105,42 @@ def _lead(paper: Paper, verdict: Verdict) -> str:
     return f"**{points}** points (n = {n}, {f'{100 * confidence:g} % interval' if n > 1 else 'no interval'})"
 
 
-def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict]) -> str:
-    a, b = by_id[CONTROL_EQUAL].cells
-    what = f"The fixed policy with CLR's {b.iteration:,} iterations and drops (`{b.label}`, a control)"
+def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], control: str) -> str:
+    name = control.removeprefix("cifar10_")
+    equal, beaten = by_id[f"control_tri2_equals_{name}"], by_id[f"control_tri2_beats_{name}"]
+    a, b = equal.cells
+    what = f"{CONTROLS[control]} (`{b.label}`, a control)"
     if not b.n:
         return f"{what}: {NOT_RUN}."
     text = f"{what} ends at {_mean(paper, b)}."
     if not a.n:
         return text
-    text += f" CLR's lead over it: {_lead(paper, by_id[CONTROL_EQUAL])}. "
-    equal, beaten = (by_id[name].finding.text for name in (CONTROL_EQUAL, CONTROL_BEATEN))
-    text += f"Equal, or CLR above: {equal}." if equal == beaten else f"Equal: {equal}. CLR above: {beaten}."
+    text += f" CLR's lead over it: {_lead(paper, equal)}. "
+    said, more = equal.finding.text, beaten.finding.text
+    text += f"Equal, or CLR above: {said}." if said == more else f"Equal: {said}. CLR above: {more}."
     drop = paper.tables["table2"][0]["max_iter"]
     before = [read_cell(results, cell.label, drop) for cell in (a, b)]
     if all(cell.n for cell in before):
         clr, fixed = (wording.number(statistics.mean(cell.values)) for cell in before)
         text += f" Before the first drop, at {drop:,}, they are at {clr} and {fixed} %."
     return text
+
+
+def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
+    """What each policy gains from the drops, with the claim's verdict."""
+    gains = []
+    for policy, claim in DROPS.items():
+        verdict = by_id[claim]
+        run = all(cell.n for cell in verdict.cells)
+        gains.append(f"to {policy} {f'{_lead(paper, verdict)}: {verdict.finding.text}' if run else NOT_RUN}")
+    return f"What the LR drops add at 25,000: {'; '.join(gains)}."
+
+
+def _cost(verdict: Verdict) -> str:
+    """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
+    measured = [ratio.value for ratio in verdict.ratios]
+    ratios = f", ratios {min(measured):.3f} to {max(measured):.3f}" if measured else ""
+    return f"Claim on cost: {verdict.claim['text']} {verdict.finding.text.capitalize()}{ratios}."
 
 
 def _times(times: Sequence[TimeToTarget]) -> str:
@@ -176,7 +206,7 @@ class AlongTheWay:
 
 
 def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongTheWay]:
-    """The digitised curves of Figure 1 whose experiment has a finished run; CLR's with its control beside it."""
+    """The digitised curves of Figure 1 whose experiment has a finished run; CLR's with its controls beside it."""
     out = []
     for curve in figure1["curves"]:
         evaluated = _evaluated(results, curve["experiment"])
@@ -186,7 +216,7 @@ def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongThe
         if not points:
             continue
         at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
-        labels = [curve["experiment"], *([CONTROL] if curve["experiment"] == "cifar10_tri2" else [])]
+        labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
         ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
         out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
     return out
