@@ -1,6 +1,8 @@
 """From files to runs, curves and cells; whatever cannot be used is named."""
 
 import json
+import os
+import time
 from dataclasses import fields
 
 import pandas as pd
@@ -8,7 +10,7 @@ import pytest
 
 from cyclical_lr import records
 from cyclical_lr.records import Record
-from cyclical_lr.report.collect import COLUMNS, collect, last_iteration, read_cell, write_runs
+from cyclical_lr.report.collect import COLUMNS, SETTLED, collect, last_iteration, read_cell, write_runs
 
 CURVE = {0: 10.0, 1000: 70.0, 2000: 75.5, 3000: 74.0}
 
@@ -71,6 +73,12 @@ def test_a_curve_comes_with_its_run(tmp_path, add_run):
 
 
 # ---- Files that cannot be used ---------------------------------------------------------------------------------------
+
+
+def aged(path):
+    """As if the file had been written a while ago."""
+    then = time.time() - 2 * SETTLED
+    os.utime(path, (then, then))
 
 
 @pytest.fixture
@@ -136,6 +144,7 @@ def test_a_record_without_a_curve_is_named(beside_a_good_run):
 def test_a_curve_without_a_record_is_named(beside_a_good_run):
     record, curve, check = beside_a_good_run
     record.unlink()
+    aged(curve)
     check(curve, f"belongs to no record: {record} is missing")
 
 
@@ -170,10 +179,20 @@ def test_a_curve_that_is_half_written_foreign_or_at_odds_with_its_record_is_name
 def test_foreign_files_and_those_of_an_interrupted_write_are_named(tmp_path, add_run, folder, name):
     add_run("good", 0, CURVE)
     (tmp_path / folder / name).write_text("{}")
+    aged(tmp_path / folder / name)
     results = collect(tmp_path)
     assert len(results.records) == 1
     (problem,) = results.problems
     assert str(tmp_path / folder / name) in problem
+
+
+def test_what_a_run_is_writing_this_moment_is_no_problem(tmp_path, add_run):
+    add_run("good", 0, CURVE)
+    ending = add_run("ending", 0, CURVE)
+    record = records.record_path(tmp_path, ending.run_id)  # its curve is written first
+    record.rename(record.with_name(f".{record.name}.17.tmp"))
+    results = collect(tmp_path)
+    assert (len(results.records), results.problems) == (1, ())
 
 
 def test_a_run_that_computes_something_else_under_the_same_label_is_named_and_left_out(tmp_path, add_run):

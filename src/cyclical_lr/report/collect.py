@@ -1,12 +1,14 @@
 """From the files in results/ to runs, curves and cells: the only place where the report reads evidence.
 
 A file that cannot be used is named with its reason and left out, never silently: half-written ones, foreign ones,
-records without a curve or at odds with it, and runs that carry the label of a cell but compute something else.
+records without a curve or at odds with it, and runs that carry the label of a cell but compute something else. What a
+run is writing this moment is no problem: it is there the next time.
 """
 
 import csv
 import json
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     for name, hint in get_type_hints(Record).items()
 }
 """What each field of a record is made of."""
+SETTLED = 10.0
+"""Seconds after which half a result is what an interrupted run left, and no longer what a run is writing."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def collect(results_dir: Path) -> Results:
     for path in _files(results_dir / "curves"):
         if path.suffix != ".csv":
             problems.append(f"{path} is not a run's curve: curves are named <run_id>.csv")
-        elif path.stem not in named:
+        elif path.stem not in named and not _under_way(path):
             problems.append(f"{path} belongs to no record: {records.record_path(results_dir, path.stem)} is missing")
     for record, reason in list(_strangers(found)):
         problems.append(f"{records.record_path(results_dir, record.run_id)} is left out: {reason}")
@@ -183,7 +187,16 @@ def write_runs(results_dir: Path, results: Results) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in files if path.suffix != ".tmp" or not _under_way(path)]
+
+
+def _under_way(path: Path) -> bool:
+    """Whether half a result may still be a run's that is writing it: its file is new, or gone since it was listed."""
+    try:
+        return time.time() - path.stat().st_mtime < SETTLED
+    except FileNotFoundError:
+        return True
 
 
 def _checked_record(path: Path) -> Record:
