@@ -110,7 +110,7 @@ def test_no_global_generator_moves(sample):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     shuffled = stream(50, 7, shuffle=True)
     assert len(list(shuffled.train_blocks([0, 1], 0, 20, 20, 3))) == 7
-    assert len(list(sample.eval_blocks())) == 1
+    assert len(list(sample.eval_blocks())) == 4
     hydra.utils.instantiate(OmegaConf.load(CONF / "cifar10_sample.yaml")).setup()
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
@@ -173,8 +173,9 @@ def test_an_epoch_of_lightning_is_the_stretch_between_two_evaluations(sample, tm
     )
     recorder = Recorder()
     trainer.fit(recorder, sample.train_blocks([0], start, 12, eval_every=5, block=2), sample.eval_blocks())
-    first = [*range(start, 5), "evaluate", 1000] if start < 5 else []
-    assert recorder.seen == [*first, *range(5, 10), "evaluate", 1000, 10, 11, "evaluate", 1000]
+    evaluation = ["evaluate", 250, 250, 250, 250]
+    first = [*range(start, 5), *evaluation] if start < 5 else []
+    assert recorder.seen == [*first, *range(5, 10), *evaluation, 10, 11, *evaluation]
 
 
 @pytest.mark.parametrize("eval_batch_size", [1, 300, 1000, 4096])

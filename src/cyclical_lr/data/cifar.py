@@ -96,7 +96,7 @@ class CifarData(pl.LightningDataModule):
         root: str | Path | None,
         source: str | Path | None = None,
         batch_size: int = 100,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         shuffle: bool = False,
         mean: Literal["pixel", "channel", "none"] = "pixel",
         scale: float = 1.0,
