@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import Gaussian, MaxPool2d, Param, caffe_layer, lrn
+from cyclical_lr.models.layers import AvgPool2d, Gaussian, MaxPool2d, Param, caffe_layer, lrn
 
 
 class Cifar10Full(nn.Module):
@@ -10,9 +10,9 @@ class Cifar10Full(nn.Module):
 
     Input: float [N, 3, 32, 32], pixels 0..255 minus the training set's mean image. Output: logits [N, num_classes].
 
-    The first block pools before its ReLU, and only the inner product has a decay multiplier for its weights (250, that
-    is a weight decay of 1.0): both as in the prototxt. conv3 declares no multipliers there, so its bias learns at
-    lr_mult 1 while the other biases learn at 2.
+    A ReLU is part of the pooling beside it: the first block pools before its ReLU, the others after theirs. Only the
+    inner product has a decay multiplier for its weights (250, that is a weight decay of 1.0). Both as in the prototxt;
+    conv3 declares no multipliers there, so its bias learns at lr_mult 1 while the other biases learn at 2.
 
     Args:
         num_classes: size of the output.
@@ -27,16 +27,13 @@ class Cifar10Full(nn.Module):
         super().__init__()
         bias_2x = Param(lr_mult=2)
         self.conv1 = caffe_layer(nn.Conv2d(3, 32, 5, padding=2), Param(Gaussian(1e-4)), bias_2x, init)
-        self.pool1 = MaxPool2d(3, 2, ceil_mode=ceil_mode)
-        self.relu1 = nn.ReLU(inplace=True)
+        self.pool1 = MaxPool2d(3, 2, ceil_mode, relu=True)
         self.norm1 = _lrn(lrn)
         self.conv2 = caffe_layer(nn.Conv2d(32, 32, 5, padding=2), Param(Gaussian(0.01)), bias_2x, init)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool2 = AvgPool2d(3, 2, ceil_mode, relu=True)
         self.norm2 = _lrn(lrn)
         self.conv3 = caffe_layer(nn.Conv2d(32, 64, 5, padding=2), Param(Gaussian(0.01)), Param(), init)
-        self.relu3 = nn.ReLU(inplace=True)
-        self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool3 = AvgPool2d(3, 2, ceil_mode, relu=True)
         self.ip1 = caffe_layer(
             nn.Linear(64 * (4 if ceil_mode else 3) ** 2, num_classes),
             Param(Gaussian(0.01), decay_mult=250),
@@ -45,9 +42,9 @@ class Cifar10Full(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.relu1(self.pool1(self.conv1(x))))
-        x = self.norm2(self.pool2(self.relu2(self.conv2(x))))
-        x = self.pool3(self.relu3(self.conv3(x)))
+        x = self.norm1(self.pool1(self.conv1(x)))
+        x = self.norm2(self.pool2(self.conv2(x)))
+        x = self.pool3(self.conv3(x))
         return self.ip1(x.flatten(1))
 
 

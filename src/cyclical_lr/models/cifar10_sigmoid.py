@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import CaffeBatchNorm, Gaussian, MaxPool2d, Param, caffe_layer
+from cyclical_lr.models.layers import AvgPool2d, CaffeBatchNorm, Gaussian, MaxPool2d, Param, caffe_layer
 
 
 class Cifar10Sigmoid(nn.Module):
@@ -35,14 +35,14 @@ class Cifar10Sigmoid(nn.Module):
             return CaffeBatchNorm(channels) if batch_norm else nn.Identity()
 
         self.conv1 = conv(3, 32, 1e-4, Param(lr_mult=2))
-        self.pool1 = MaxPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool1 = MaxPool2d(3, 2, ceil_mode)
         self.bn1 = norm(32)
         self.conv2 = conv(32, 32, 0.01, Param(lr_mult=2))
         self.bn2 = norm(32)
-        self.pool2 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool2 = AvgPool2d(3, 2, ceil_mode)
         self.conv3 = conv(32, 64, 0.01, Param())
         self.bn3 = norm(64)
-        self.pool3 = nn.AvgPool2d(3, 2, ceil_mode=ceil_mode)
+        self.pool3 = AvgPool2d(3, 2, ceil_mode)
         self.ip1 = caffe_layer(
             nn.Linear(64 * (4 if ceil_mode else 3) ** 2, num_classes),
             Param(Gaussian(0.01), decay_mult=1 if batch_norm else 0),

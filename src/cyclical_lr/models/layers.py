@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cyclical_lr import kernels
+
 L = TypeVar("L", bound=nn.Module)
 Filler = Callable[[Tensor], object]
 """Fills a weight in place, drawing from torch's global CPU generator."""
@@ -96,40 +98,79 @@ def caffe_layer(layer: L, weight: Param, bias: Param | None = None, init: str = 
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d, in value and gradient, that keeps the memory of its gradient from step to step.
+    """nn.MaxPool2d, in value and gradient. Input [N, C, H, W], output [N, C, H', W'], any float dtype.
 
-    For cifar10_full's first layer that gradient is 13 MB, nine tenths of it zeros; writing them to fresh memory takes
-    longer on a CPU than the pooling itself. The gradient must have been used when the next one is computed, as it is in
-    a feed-forward network. Input [N, C, H, W], output [N, C, H', W'], any float dtype.
+    Args:
+        kernel_size, stride, ceil_mode: as nn.MaxPool2d's.
+        relu: whether a ReLU follows.
     """
 
-    _gradient: Tensor | None = None
+    def __init__(self, kernel_size: int, stride: int, ceil_mode: bool = False, relu: bool = False) -> None:
+        super().__init__(kernel_size, stride, ceil_mode=ceil_mode)
+        self.pooling = kernels.Pooling(kernel_size, stride, ceil_mode, relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and x.requires_grad):
-            return super().forward(x)
-        kept = self._gradient
-        if kept is None or (kept.shape, kept.dtype, kept.device) != (x.shape, x.dtype, x.device):
-            self._gradient = torch.empty_like(x, requires_grad=False)
-        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        options = (*([n, n] if isinstance(n, int) else n for n in sizes), self.ceil_mode)
-        return _MaxPool.apply(x, options, self._gradient)
+        if _compiled(x, self.pooling):
+            return _CompiledMaxPool.apply(x, self.pooling)
+        y = super().forward(x)
+        return F.relu(y, inplace=True) if self.pooling.relu else y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relu={self.pooling.relu}"
 
 
-class _MaxPool(torch.autograd.Function):
+class _CompiledMaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, options: tuple[Any, ...], gradient: Tensor) -> Tensor:
-        y, indices = F.max_pool2d(x, *options, return_indices=True)
-        ctx.save_for_backward(x, indices)
-        ctx.options, ctx.gradient = options, gradient
+    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling) -> Tensor:
+        y, winner = kernels.max_pool(x, pooling)
+        ctx.save_for_backward(winner)
+        ctx.pooling, ctx.size = pooling, x.shape
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        x, indices = ctx.saved_tensors
-        backward = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
-        return backward(dy, x, *ctx.options, indices, grad_input=ctx.gradient), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (winner,) = ctx.saved_tensors
+        return kernels.max_pool_backward(dy, winner, ctx.size, ctx.pooling), None
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """nn.AvgPool2d, in value and gradient. Input [N, C, H, W], output [N, C, H', W'], any float dtype.
+
+    Args:
+        kernel_size, stride, ceil_mode: as nn.AvgPool2d's.
+        relu: whether a ReLU stands before it.
+    """
+
+    def __init__(self, kernel_size: int, stride: int, ceil_mode: bool = False, relu: bool = False) -> None:
+        super().__init__(kernel_size, stride, ceil_mode=ceil_mode)
+        self.pooling = kernels.Pooling(kernel_size, stride, ceil_mode, relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _compiled(x, self.pooling):
+            return _CompiledAvgPool.apply(x, self.pooling)
+        return super().forward(F.relu(x) if self.pooling.relu else x)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relu={self.pooling.relu}"
+
+
+class _CompiledAvgPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.pooling = pooling
+        return kernels.average_pool(x, pooling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return kernels.average_pool_backward(dy, x, ctx.pooling), None
+
+
+def _compiled(x: Tensor, pooling: kernels.Pooling) -> bool:
+    return pooling.kernel <= min(16, *x.shape[2:]) and kernels.takes(x)
 
 
 class WithinChannelLRN(nn.Module):
@@ -147,6 +188,8 @@ class WithinChannelLRN(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.takes(x):
+            return _CompiledNormalise.apply(x, self.size, self.alpha, self.beta)
         return _Normalise.apply(x, self._mean_over_window, self.alpha, self.beta)
 
     def _mean_over_window(self, x: Tensor) -> Tensor:
@@ -190,6 +233,20 @@ class AcrossChannelsLRN(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
+
+
+class _CompiledNormalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.options = size, alpha, beta
+        return kernels.normalise(x, size, alpha, beta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,), (size, alpha, beta) = ctx.saved_tensors, ctx.options
+        return kernels.normalise(x, size, alpha, beta, dy), None, None, None
 
 
 class _Normalise(torch.autograd.Function):

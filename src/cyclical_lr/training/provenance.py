@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from cyclical_lr import kernels
+
 EVIDENCE = ("results", "paper_figures")
 """Folders that a running study writes to: changes there do not make the code dirty."""
 DIRTY = "-dirty"
@@ -36,14 +38,14 @@ def commit() -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of what a result depends on, and whether a CPU runs the compiled layers or PyTorch's own."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "none"
-    return found
+    return {**found, "kernels": kernels.kind()}
 
 
 def device_name(device: torch.device) -> str:

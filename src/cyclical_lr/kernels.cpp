@@ -1,0 +1,281 @@
+// Pooling and within-channel LRN on a CPU, each in one pass over memory where PyTorch's operators take several.
+// Tensors are channels last: [images, height, width, channels]. Arithmetic is in float for float and bf16, in double
+// for double. Compiled by kernels.py, which also says what the arguments are.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+struct bf16 {
+    uint16_t bits;
+    bf16() = default;
+    bf16(float value) {  // to the nearest, ties to even
+        uint32_t x;
+        std::memcpy(&x, &value, 4);
+        bits = value != value ? 0x7fc0 : (x + 0x7fff + ((x >> 16) & 1)) >> 16;
+    }
+    operator float() const {
+        const uint32_t x = uint32_t(bits) << 16;
+        float value;
+        std::memcpy(&value, &x, 4);
+        return value;
+    }
+};
+
+// What a type is computed in; and that 16 channels at a time, with masks, which compilers keep in registers.
+constexpr int64_t LANES = 16;
+template <class T> struct Wide {
+    using type = float;
+    using Place = int32_t;
+    typedef float Values __attribute__((vector_size(4 * LANES)));
+    typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
+};
+template <> struct Wide<double> {
+    using type = double;
+    using Place = int64_t;
+    typedef double Values __attribute__((vector_size(8 * LANES)));
+    typedef int64_t Mask __attribute__((vector_size(8 * LANES)));
+};
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef uint16_t Pairs __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+
+template <class V> inline V load(const void* from) {
+    V values;
+    std::memcpy(&values, from, sizeof(V));
+    return values;
+}
+template <class T> inline typename Wide<T>::Values widened(const T* from) {
+    return load<typename Wide<T>::Values>(from);
+}
+template <class T> inline void narrowed(const typename Wide<T>::Values& values, T* to) {
+    std::memcpy(to, &values, sizeof(values));
+}
+// A bf16 is the upper half of a float. Shuffles, as compilers translate a conversion of vectors lane by lane.
+template <> inline Wide<bf16>::Values widened(const bf16* from) {
+    const Halves upper = load<Halves>(from), lower{};
+    return (Wide<bf16>::Values)__builtin_shufflevector(  // little-endian
+        lower, upper, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+        29, 14, 30, 15, 31);
+}
+template <> inline void narrowed(const Wide<bf16>::Values& values, bf16* to) {
+    const Words x = (Words)values, rounded = x + 0x7fff + ((x >> 16) & 1);
+    const auto halves = (Pairs)(values != values ? Words{} + 0x7fc00000 : rounded);
+    const Halves upper = __builtin_shufflevector(halves, halves, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    std::memcpy((void*)to, &upper, sizeof(upper));
+}
+
+// Pooling, without padding ------------------------------------------------------------------------------------------------
+
+struct Pool {
+    int64_t images, height, width, channels, out_height, out_width, kernel, stride, relu, threads;
+};
+
+// The part of an axis that a window covers, and the windows that cover a place: from `first` to before `end`.
+struct Range {
+    int64_t first, end;
+};
+inline Range covered(int64_t window, int64_t size, const Pool& p) {
+    return {window * p.stride, std::min(window * p.stride + p.kernel, size)};
+}
+inline Range covering(int64_t at, int64_t windows, const Pool& p) {
+    return {at < p.kernel ? 0 : (at - p.kernel) / p.stride + 1, std::min(at / p.stride + 1, windows)};
+}
+
+// winner: where in its window the maximum stands, in reading order; the first of equals, and NaN above all. With a ReLU
+// behind, -1 where that stops it.
+template <class T> void max_pool(const T* x, T* y, typename Wide<T>::Place* winner, const Pool& p) {
+    using V = typename Wide<T>::Values;
+    using M = typename Wide<T>::Mask;
+    const int64_t rows = p.images * p.out_height, c = p.channels;
+#pragma omp parallel for num_threads(p.threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* image = x + row / p.out_height * p.height * p.width * c;
+        const Range down = covered(row % p.out_height, p.height, p);
+        for (int64_t column = 0; column < p.out_width; ++column) {
+            const Range across = covered(column, p.width, p);
+            for (int64_t channel = 0; channel < c; channel += LANES) {
+                V best = V{} - INFINITY;
+                M place{};
+                for (int64_t h = down.first; h < down.end; ++h)
+                    for (int64_t w = across.first; w < across.end; ++w) {
+                        const V value = widened(image + (h * p.width + w) * c + channel);
+                        const M more = (value > best) | (value != value);
+                        best = more ? value : best;
+                        place = more ? M{} + int32_t((h - down.first) * p.kernel + w - across.first) : place;
+                    }
+                if (p.relu) {
+                    place = best <= 0 ? M{} - 1 : place;
+                    best = best <= 0 ? V{} : best;
+                }
+                const int64_t out = (row * p.out_width + column) * c + channel;
+                narrowed(best, y + out);
+                std::memcpy(winner + out, &place, sizeof(place));
+            }
+        }
+    }
+}
+
+// Each place of x gathers from the windows that cover it, so dx is written once and needs no zeros first.
+template <class T> void max_pool_backward(const T* dy, const typename Wide<T>::Place* winner, T* dx, const Pool& p) {
+    using V = typename Wide<T>::Values;
+    using M = typename Wide<T>::Mask;
+    const int64_t rows = p.images * p.height, c = p.channels;
+#pragma omp parallel for num_threads(p.threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t image = row / p.height * p.out_height, h = row % p.height;
+        const Range down = covering(h, p.out_height, p);
+        for (int64_t w = 0; w < p.width; ++w) {
+            const Range across = covering(w, p.out_width, p);
+            for (int64_t channel = 0; channel < c; channel += LANES) {
+                V sum{};
+                for (int64_t oh = down.first; oh < down.end; ++oh)
+                    for (int64_t ow = across.first; ow < across.end; ++ow) {
+                        const int64_t out = ((image + oh) * p.out_width + ow) * c + channel;
+                        const M here = M{} + int32_t((h - oh * p.stride) * p.kernel + w - ow * p.stride);
+                        sum += load<M>(winner + out) == here ? widened(dy + out) : V{};
+                    }
+                narrowed(sum, dx + (row * p.width + w) * c + channel);
+            }
+        }
+    }
+}
+
+// Averages of the pixels that a window really has, with a ReLU in front where one is asked for.
+template <class T> void average_pool(const T* x, T* y, const Pool& p) {
+    using V = typename Wide<T>::Values;
+    const int64_t rows = p.images * p.out_height, c = p.channels;
+#pragma omp parallel for num_threads(p.threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* image = x + row / p.out_height * p.height * p.width * c;
+        const Range down = covered(row % p.out_height, p.height, p);
+        for (int64_t column = 0; column < p.out_width; ++column) {
+            const Range across = covered(column, p.width, p);
+            for (int64_t channel = 0; channel < c; channel += LANES) {
+                V sum{};
+                for (int64_t h = down.first; h < down.end; ++h)
+                    for (int64_t w = across.first; w < across.end; ++w) {
+                        const V value = widened(image + (h * p.width + w) * c + channel);
+                        sum += p.relu ? (value <= 0 ? V{} : value) : value;
+                    }
+                sum /= typename Wide<T>::type((down.end - down.first) * (across.end - across.first));
+                narrowed(sum, y + (row * p.out_width + column) * c + channel);
+            }
+        }
+    }
+}
+
+template <class T> void average_pool_backward(const T* dy, const T* x, T* dx, const Pool& p) {
+    using V = typename Wide<T>::Values;
+    const int64_t rows = p.images * p.height, c = p.channels;
+#pragma omp parallel for num_threads(p.threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t image = row / p.height * p.out_height, h = row % p.height;
+        const Range down = covering(h, p.out_height, p);
+        for (int64_t w = 0; w < p.width; ++w) {
+            const Range across = covering(w, p.out_width, p);
+            const int64_t at = (row * p.width + w) * c;
+            for (int64_t channel = 0; channel < c; channel += LANES) {
+                V sum{};
+                for (int64_t oh = down.first; oh < down.end; ++oh)
+                    for (int64_t ow = across.first; ow < across.end; ++ow) {
+                        const Range high = covered(oh, p.height, p), wide = covered(ow, p.width, p);
+                        const typename Wide<T>::type pixels = (high.end - high.first) * (wide.end - wide.first);
+                        sum += widened(dy + ((image + oh) * p.out_width + ow) * c + channel) / pixels;
+                    }
+                if (p.relu) sum = widened(x + at + channel) <= 0 ? V{} : sum;
+                narrowed(sum, dx + at + channel);
+            }
+        }
+    }
+}
+
+// Normalisation within a channel --------------------------------------------------------------------------------------
+
+struct Norm {
+    int64_t images, height, width, channels, reach, threads;  // a window is 2 * reach + 1 pixels wide and high
+    double alpha, beta;
+};
+
+// out = sums of `in` over the window of each pixel, one image; `column` holds a row of pixels.
+template <class A> void window_sums(const A* __restrict in, A* __restrict out, A* __restrict column, const Norm& p) {
+    const int64_t c = p.channels, row = p.width * c;
+    for (int64_t h = 0; h < p.height; ++h) {
+        const int64_t top = std::max<int64_t>(h - p.reach, 0), bottom = std::min(h + p.reach + 1, p.height);
+        for (int64_t i = 0; i < row; ++i) column[i] = in[top * row + i];
+        for (int64_t near = top + 1; near < bottom; ++near)
+            for (int64_t i = 0; i < row; ++i) column[i] += in[near * row + i];
+        for (int64_t w = 0; w < p.width; ++w) {
+            const int64_t left = std::max<int64_t>(w - p.reach, 0), right = std::min(w + p.reach + 1, p.width);
+            A* __restrict sum = out + h * row + w * c;
+            for (int64_t i = 0; i < c; ++i) sum[i] = column[left * c + i];
+            for (int64_t near = left + 1; near < right; ++near)
+                for (int64_t i = 0; i < c; ++i) sum[i] += column[near * c + i];
+        }
+    }
+}
+
+template <class A> void raise(A* __restrict out, const A* __restrict base, int64_t n, A exponent) {
+    if (exponent == A(0.75))  // roots cost a fraction of a pow
+        for (int64_t i = 0; i < n; ++i) {
+            const A root = std::sqrt(base[i]);
+            out[i] = root * std::sqrt(root);
+        }
+    else
+        for (int64_t i = 0; i < n; ++i) out[i] = std::pow(base[i], exponent);
+}
+
+// With dy null: y = x * scale^-beta, scale = 1 + alpha * (mean of x^2 over the window). Else y is the gradient of x:
+// dy * scale^-beta - 2 alpha beta x * (mean of dy * x * scale^(-beta - 1) over the window).
+template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) {
+    using A = typename Wide<T>::type;
+    const int64_t size = p.height * p.width * p.channels, side = 2 * p.reach + 1;
+    const A mean = A(p.alpha) / A(side * side), slope = A(-2 * p.beta) * mean;
+#pragma omp parallel num_threads(p.threads)
+    {
+        thread_local std::vector<A> memory;  // kept: fresh memory costs more than what is done in it
+        memory.resize(4 * size + p.width * p.channels);
+        A* __restrict wide = memory.data();
+        A* __restrict inverse = wide + size;  // of scale
+        A* __restrict power = inverse + size;
+        A* __restrict work = power + size;
+        A* column = work + size;
+#pragma omp for
+        for (int64_t image = 0; image < p.images; ++image) {
+            const T* __restrict in = x + image * size;
+            T* __restrict out = y + image * size;
+            for (int64_t i = 0; i < size; ++i) wide[i] = in[i], work[i] = wide[i] * wide[i];
+            window_sums<A>(work, inverse, column, p);
+            for (int64_t i = 0; i < size; ++i) inverse[i] = 1 / (1 + mean * inverse[i]);
+            raise<A>(power, inverse, size, A(p.beta));
+            if (!dy) {
+                for (int64_t i = 0; i < size; ++i) out[i] = T(wide[i] * power[i]);
+                continue;
+            }
+            const T* __restrict upstream = dy + image * size;
+            for (int64_t i = 0; i < size; ++i) power[i] *= A(upstream[i]), work[i] = power[i] * wide[i] * inverse[i];
+            A* __restrict sum = inverse;
+            window_sums<A>(work, sum, column, p);
+            for (int64_t i = 0; i < size; ++i) out[i] = T(power[i] + slope * wide[i] * sum[i]);
+        }
+    }
+}
+
+#define EXPORT(T, name)                                                                                             \
+    extern "C" {                                                                                                    \
+    void max_pool_##name(const T* x, T* y, Wide<T>::Place* winner, const Pool* p) { max_pool(x, y, winner, *p); }   \
+    void max_pool_backward_##name(const T* dy, const Wide<T>::Place* winner, T* dx, const Pool* p) {                \
+        max_pool_backward(dy, winner, dx, *p);                                                                      \
+    }                                                                                                               \
+    void average_pool_##name(const T* x, T* y, const Pool* p) { average_pool(x, y, *p); }                           \
+    void average_pool_backward_##name(const T* dy, const T* x, T* dx, const Pool* p) {                              \
+        average_pool_backward(dy, x, dx, *p);                                                                       \
+    }                                                                                                               \
+    void normalise_##name(const T* x, const T* dy, T* y, const Norm* p) { normalise(x, dy, y, *p); }                \
+    }
+
+EXPORT(float, float32)
+EXPORT(double, float64)
+EXPORT(bf16, bfloat16)

@@ -1,0 +1,184 @@
+"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp) by the machine's own C++ compiler.
+
+PyTorch's operators pass over memory once per multiplication; these keep an image in the cache. What they compute is the
+same: the maxima and their gradients to the bit, the rest to rounding (tests/test_kernels.py). They are built once per
+machine, into the user's cache folder. Where that cannot be done, or with `CYCLICAL_LR_KERNELS=off`, the layers use
+PyTorch's operators; `kind()` says which, and a run's record keeps it among its versions.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILER = ("c++", "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+SWITCH = "CYCLICAL_LR_KERNELS"
+LANES = 16
+"""Channels that the kernels take at a time."""
+SUFFIXES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+
+
+class _Pool(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "height", "width", "channels", "out_height", "out_width"),
+            *("kernel", "stride", "relu", "threads"),
+        )
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "channels", "reach", "threads")),
+        ("alpha", ctypes.c_double),
+        ("beta", ctypes.c_double),
+    )
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels are there, and take this tensor: [N, C, H, W] on the CPU, with channels-last strides."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in SUFFIXES
+        and x.dim() == 4
+        and x.shape[1] % LANES == 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _library() is not None
+    )
+
+
+def kind() -> str:
+    """Which layers a CPU runs: "compiled" or "torch"."""
+    return "torch" if _library() is None else "compiled"
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Windows of `kernel` x `kernel` pixels, at most 16 x 16, `stride` apart, without padding.
+
+    With `ceil_mode` they may reach beyond the right and the bottom border, though not start there; what lies beyond
+    counts for nothing. `relu`: a ReLU is part of it.
+    """
+
+    kernel: int
+    stride: int
+    ceil_mode: bool
+    relu: bool
+
+    def empty(self, x: Tensor) -> Tensor:
+        """Memory for the output, [N, C, H', W']."""
+
+        def pooled(size: int) -> int:
+            windows = (size - self.kernel + (self.stride - 1 if self.ceil_mode else 0)) // self.stride + 1
+            return windows - (self.ceil_mode and (windows - 1) * self.stride >= size)
+
+        shape = (*x.shape[:2], *map(pooled, x.shape[2:]))
+        return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+
+    def sizes(self, x: Tensor, y: Tensor) -> _Pool:
+        n, c, h, w = x.shape
+        return _Pool(n, h, w, c, *y.shape[2:], self.kernel, self.stride, self.relu, torch.get_num_threads())
+
+
+def max_pool(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """The maximum of each window, with the ReLU behind: [N, C, H', W'] of x's type; and where it stood.
+
+    The second is of integers, [N, H', W', C], for `max_pool_backward`. `takes` accepts x.
+    """
+    y = pooling.empty(x)
+    winner = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.int64 if x.dtype == torch.float64 else torch.int32)
+    _call("max_pool", x, (x, y, winner), pooling.sizes(x, y))
+    return y, winner
+
+
+def max_pool_backward(dy: Tensor, winner: Tensor, size: Sequence[int], pooling: Pooling) -> Tensor:
+    """The gradient of `max_pool`'s input, whose size is [N, C, H, W]."""
+    dx = torch.empty(*size, dtype=dy.dtype, memory_format=torch.channels_last)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    _call("max_pool_backward", dx, (dy, winner, dx), pooling.sizes(dx, dy))
+    return dx
+
+
+def average_pool(x: Tensor, pooling: Pooling) -> Tensor:
+    """The average over the pixels that each window has, with the ReLU in front: [N, C, H', W'] of x's type."""
+    y = pooling.empty(x)
+    _call("average_pool", x, (x, y), pooling.sizes(x, y))
+    return y
+
+
+def average_pool_backward(dy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
+    """The gradient of `average_pool`'s input x."""
+    dx = torch.empty_like(x)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    _call("average_pool_backward", x, (dy, x, dx), pooling.sizes(x, dy))
+    return dx
+
+
+def normalise(x: Tensor, size: int, alpha: float, beta: float, dy: Tensor | None = None) -> Tensor:
+    """`WithinChannelLRN` of x or, with dy = dL/dy, the gradient dL/dx: [N, C, H, W] as x, which `takes` accepts."""
+    y = torch.empty_like(x)
+    if dy is not None:
+        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    n, c, h, w = x.shape
+    _call("normalise", x, (x, dy, y), _Norm(n, h, w, c, size // 2, torch.get_num_threads(), alpha, beta))
+    return y
+
+
+def _call(name: str, of: Tensor, tensors: tuple[Tensor | None, ...], sizes: ctypes.Structure) -> None:
+    function = getattr(_library(), f"{name}_{SUFFIXES[of.dtype]}")
+    pointers = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
+    function(*pointers, ctypes.byref(sizes))
+
+
+@cache
+def _library() -> Any:
+    """The compiled kernels, or None where they cannot be had."""
+    if os.environ.get(SWITCH) == "off" or not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(str(_build()))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).splitlines()[0]
+        log.info("PyTorch's own layers are used, which take longer: compiling the study's failed (%s)", said)
+        return None
+
+
+def _build() -> Path:
+    """Compile, unless that was done: the file's name tells source, flags, compiler and processor.
+
+    Raises:
+        OSError, RuntimeError, CalledProcessError: no compiler, no folder to write to, or the compiler refuses.
+    """
+    version = subprocess.run([COMPILER[0], "--version"], check=True, capture_output=True, text=True).stdout
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *COMPILER, version, processor)).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cyclical_lr"
+    library = folder / f"kernels-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as scratch:
+            compiled, linked = f"{scratch}/kernels.o", f"{scratch}/kernels.so"
+            # Linked without -fopenmp, hence to no OpenMP: the kernels run on the threads of the one that torch loaded.
+            for command in (
+                [*COMPILER, "-c", str(SOURCE), "-o", compiled],
+                [COMPILER[0], "-shared", compiled, "-o", linked],
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            Path(linked).replace(library)
+    return library
