@@ -4,7 +4,8 @@
     python benchmarks/gpu_check.py                        # on the real CIFAR-10
     python benchmarks/gpu_check.py data=cifar10_sample    # without it
 
-Runs the tests of the engine on the GPU (fast equals reference, resume, seeds together) and measures the targets below.
+Runs the tests of the engine on the GPU (fast equals reference, resume, seeds together) and measures the targets below,
+and how many hours each ImageNet card takes there.
 The outcome goes to benchmarks/results/<device>.json. Commit that file: engine=auto takes the fast engine on devices for
 which one with "fast_equals_reference": true is committed, and the reference elsewhere.
 """
@@ -27,7 +28,7 @@ from torchvision import transforms
 from cyclical_lr.records import Record, build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import check_file
+from cyclical_lr.training.engine import check_file, reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member, run
 
@@ -42,6 +43,9 @@ TARGETS = {
     "stochastic_depth: bf16 run / float32 DataLoader module (images/s)": "at least 3",
     "densenet: bf16 run / float32 DataLoader module (images/s)": "at least 3",
 }
+
+IMAGENET = ("imagenet_alexnet_tri2", "imagenet_googlenet_tri2")
+"""One card of each network; what is measured are images per second, which all cards of a network share."""
 
 
 def main(overrides: list[str]) -> int:
@@ -77,6 +81,7 @@ def main(overrides: list[str]) -> int:
         "commit": commit,
         "dirty": dirty,
         "fast_equals_reference": tests.returncode == 0 and equal,
+        "imagenet": {name: imagenet_hours(name, device) for name in IMAGENET},
         "measured": {name: {"value": round(measured[name], 3), "target": target} for name, target in TARGETS.items()},
         "versions": provenance.versions(),
     }
@@ -120,6 +125,33 @@ def images_per_second_ratio(experiment: str, overrides: list[str], device: torch
             )
             ratios.append(usual.seconds / clock.seconds)
     return median(ratios)
+
+
+def imagenet_hours(
+    experiment: str, device: torch.device, batch_size: int | None = None, iterations: int = 20
+) -> dict[str, dict[str, float]]:
+    """Images per second that the device trains, and the hours of the whole card without evaluations, by precision.
+
+    Of random pixels in the device's memory. Images have to come as fast: that is benchmarks/imagenet_input.py's.
+    """
+    plan = plain(compose_config(CONF, [f"+experiment={experiment}", "data.root=null"]))
+    batch = batch_size or plan["data"]["batch_size"]
+    network = build(plan["model"]).to(device, memory_format=torch.channels_last).train()
+    solver = build(plan["solver"], network)
+    side = {"alexnet": 227, "googlenet": 224}[experiment.split("_")[1]]
+    x = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(plan["data"]["num_classes"], (batch,), device=device)
+    out: dict[str, dict[str, float]] = {}
+    for precision in ("float32", "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            for iteration in range(-PlainModule.WARM_UP, iterations):
+                if iteration == 0:
+                    start = now(device)
+                reference_step(network, solver, x, y, 1e-4)
+            rate = batch * iterations / (now(device) - start)
+        hours = plan["iterations"] * plan["data"]["batch_size"] / rate / 3600
+        out[precision] = {"images_per_second": round(rate, 1), "hours": round(hours, 1)}
+    return out
 
 
 class Clock(pl.Callback):

@@ -44,6 +44,7 @@ from cyclical_lr.training.run import make_trainer, new_member
 from cyclical_lr.training.tracking import open_logger
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
 CHUNKS = 13  # the first warms up
 Arm = Callable[[int], float]
 """Trains a chunk of iterations from the given one on, and returns the seconds that it took."""
@@ -137,7 +138,6 @@ def now(device: torch.device) -> float:
 
 def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
     """Seconds per chunk of each arm, the iterations of a chunk, and whether run and bare ended with equal weights."""
-    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
     overrides = ["+experiment=cifar10_tri2", *overrides]
@@ -227,6 +227,9 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     seconds, chunk, equal = measure(sys.argv[1:])
     device = torch.device("cuda" if torch.cuda.is_available() and "trainer=gpu" in sys.argv else "cpu")
     print(f"{provenance.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -130,7 +130,7 @@ def named_experiments(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             if key in ("experiment", "staged"):
-                yield value
+                yield value.removesuffix("[precision=bf16]")
             elif key in ("experiments", "controls"):
                 yield from value
             else:
@@ -270,7 +270,7 @@ def test_a_claim_is_complete_and_decided_by_a_known_rule(claim, configs):
     assert set(claim.get("confounds", [])) <= set(paper("claims")["confounds"])
     for operand in claim["operands"] + claim.get("beside", []):
         assert set(operand) == {"experiment", "iteration"}
-        if config := configs.get(operand["experiment"]):
+        if config := configs.get(operand["experiment"].partition("[")[0]):
             assert operand["iteration"] <= config["iterations"]
             assert operand["iteration"] % config["eval_every"] == 0
             network = "Cifar10Sigmoid" if claim["family"] == "figure6" else "Cifar10Full"
@@ -313,9 +313,18 @@ def test_every_control_takes_part_in_a_claim():
     assert {control for control, *_ in CONTROLS + RESCHEDULED} <= compared
 
 
-def test_control_claims_are_a_family_of_their_own():
-    assert {claim["family"] for claim in CLAIMS if claim["source"] == "control"} == {"controls"}
-    assert "controls" not in {claim["family"] for claim in CLAIMS if claim["source"] == "paper"}
+def test_control_claims_are_families_of_their_own():
+    families = {claim["family"] for claim in CLAIMS if claim["source"] == "control"}
+    assert families == {"controls", "precision"}
+    assert not families & {claim["family"] for claim in CLAIMS if claim["source"] == "paper"}
+
+
+def test_bf16_claims_compare_an_experiment_with_itself_in_float32():
+    claims = [claim for claim in CLAIMS if claim["family"] == "precision"]
+    assert len(claims) == 2
+    for claim in claims:
+        low, high = claim["operands"]
+        assert low == {**high, "experiment": f"{high['experiment']}[precision=bf16]"}
 
 
 # ---- Lab cards -------------------------------------------------------------------------------------------------------

@@ -83,11 +83,24 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     )
 
 
+def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_run):
+    for seed in range(3):
+        add_run("cifar10_tri2", seed, curve(81.2 + seed / 10))
+        add_run("cifar10_tri2[precision=bf16]", seed, curve(81.1 + seed / 10), precision="bf16")
+        add_run("cifar10_fixed_25k[precision=bf16]", seed, curve(79.1 + seed / 10), precision="bf16")
+    *_, tri2 = found(paper, collect(tmp_path))  # the other has no float32 beside it
+    assert tri2 == (
+        "In bfloat16 `cifar10_tri2` ends at **81.20 %** [80.95, 81.45] (n = 3): **-0.10 [-0.27, +0.07]** points (n = 3,"
+        " 90 % interval) from float32. Equal: reproduced (preliminary)."
+    )
+
+
 def test_the_claims_that_the_sentences_rest_on_exist(paper):
     claims = {claim["id"]: claim["rule"] for claim in paper.claims}
     assert [claims[name] for name in (headline.TRI2, headline.FIXED)] == ["number", "number"]
     assert (claims[headline.EQUAL], claims[headline.TIMES]) == ("equal", "time_to_target")
     assert [claims[name] for name in headline.DROPS.values()] == ["greater"] * 3
+    assert [claims[name] for name in headline.PRECISION] == ["equal"] * 2
     for control in headline.CONTROLS:
         name = control.removeprefix("cifar10_")
         assert [claims[f"control_tri2_{how}_{name}"] for how in ("equals", "beats")] == ["equal", "greater"]

@@ -50,6 +50,8 @@ DROPS = {
     "`exp`": "control_exp_needs_drops",
 }
 """Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
+PRECISION = ("precision_tri2", "precision_fixed_25k")
+"""Claims whose operands are an experiment in bfloat16 and in float32."""
 
 
 def lead(report: Report) -> str:
@@ -70,13 +72,14 @@ def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each."""
     paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
     sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
-    if all(cell.n for cell in by_id[EQUAL].cells):
+    if all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
         sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
     sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
+    sentences += [_precision(paper, verdict) for verdict in map(by_id.get, PRECISION) if verdict and all_run(verdict)]
     return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
 
@@ -131,9 +134,23 @@ def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
     gains = []
     for policy, claim in DROPS.items():
         verdict = by_id[claim]
-        run = all(cell.n for cell in verdict.cells)
-        gains.append(f"to {policy} {f'{_lead(paper, verdict)}: {verdict.finding.text}' if run else NOT_RUN}")
+        gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if all_run(verdict) else NOT_RUN
+        gains.append(f"to {policy} {gain}")
     return f"What the LR drops add at 25,000: {'; '.join(gains)}."
+
+
+def _precision(paper: Paper, verdict: Verdict) -> str:
+    """What a run in bfloat16 ends at, beside float32."""
+    low, high = verdict.cells
+    return (
+        f"In bfloat16 `{high.label}` ends at {_mean(paper, low)}: {_lead(paper, verdict)} from float32. "
+        f"Equal: {verdict.finding.text}."
+    )
+
+
+def all_run(verdict: Verdict) -> bool:
+    """Whether each of a claim's cells has a finished run."""
+    return all(cell.n for cell in verdict.cells)
 
 
 def _cost(verdict: Verdict) -> str:

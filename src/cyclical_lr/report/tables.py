@@ -60,8 +60,7 @@ def accuracy_table(paper: Paper, results: Results, table: str) -> pd.DataFrame:
     rows = [*_paper_rows(paper, results, table)]
     if table == "table1":
         rows += _control_rows(paper, results)
-    shown = {label for name in DESCRIBED_BY for row in paper.tables[name] for label in _labels(row)}
-    shown |= {experiment for experiment, _ in _controls(paper)}
+    shown = _in_tables(paper) | {label for label, _ in _controls(paper)}
     rows += _other_rows(paper, results, table, shown)
     frame = pd.DataFrame(rows, columns=["section", *DESCRIBED_BY[table], *NUMBERS])
     return frame.astype({"iterations": "Int64"})
@@ -88,20 +87,20 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
 
 
 def _control_rows(paper: Paper, results: Results) -> Iterator[dict[str, Any]]:
-    for experiment, iteration in _controls(paper):
-        yield {"section": "controls", **_ours(paper, read_cell(results, experiment, iteration))}
+    for label, iteration in _controls(paper):
+        yield {"section": "controls", **_ours(paper, read_cell(results, label, iteration))}
 
 
 def _controls(paper: Paper) -> list[tuple[str, int]]:
-    """Experiment and iteration of all that claims compare and no table has, in the claims' order of experiments.
+    """Label and iteration of all that claims compare and no table has, in the claims' order of labels.
 
     Not the range tests: what is read off them is no accuracy.
     """
-    in_tables = _experiments(paper, *DESCRIBED_BY)
+    in_tables = _in_tables(paper)
     claims = [claim for claim in paper.claims if claim["rule"] != "bounds"]
     shown = [each for claim in claims for each in [*claim["operands"], *claim.get("beside", [])]]
     cells = dict.fromkeys((each["experiment"], each["iteration"]) for each in shown)
-    order = list(dict.fromkeys(experiment for experiment, _ in cells))
+    order = list(dict.fromkeys(label for label, _ in cells))
     controls = [cell for cell in cells if cell[0] not in in_tables]
     return sorted(controls, key=lambda cell: (order.index(cell[0]), cell[1]))
 
@@ -138,6 +137,11 @@ def _ours(paper: Paper, cell: Cell) -> dict[str, Any]:
         "verdict": "" if cell.runs else NOT_RUN,
         "remarks": "; ".join(cell.remarks),
     }
+
+
+def _in_tables(paper: Paper) -> set[str]:
+    """The labels that the paper's rows have, in float32 and in bfloat16."""
+    return {label for name in DESCRIBED_BY for row in paper.tables[name] for label in _labels(row)}
 
 
 def _experiments_of(row: Mapping[str, Any]) -> list[str]:

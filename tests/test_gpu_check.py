@@ -1,0 +1,26 @@
+"""What `make gpu-check` measures, on the CPU: each part runs where there is no GPU too."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import gpu_check
+
+
+def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
+    monkeypatch.setattr(gpu_check.PlainModule, "WARM_UP", 0)
+    measured = gpu_check.imagenet_hours("imagenet_alexnet_tri2", torch.device("cpu"), batch_size=2, iterations=1)
+    assert list(measured) == ["float32", "bf16"]
+    for precision in measured.values():
+        assert precision["hours"] == pytest.approx(400_000 * 256 / 3600 / precision["images_per_second"], rel=0.1)
+
+
+def test_without_a_gpu_it_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu_check.main([]) == 2
+    assert "found none" in capsys.readouterr().err
