@@ -1,4 +1,4 @@
-"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp) by the machine's own C++ compiler.
+"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp) by the machine's own C++ compiler, `c++` or what `CXX` names.
 
 PyTorch's operators pass over memory once per multiplication; these keep an image in the cache. What they compute is the
 same: the maxima and their gradients to the bit, the rest to rounding (tests/test_kernels.py). They are built once per
@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILER = ("c++", "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+COMPILER = tuple(shlex.split(os.environ.get("CXX") or "c++"))
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "CYCLICAL_LR_KERNELS"
 LANES = 16
 """Channels that the kernels take at a time."""
@@ -164,10 +166,12 @@ def _build() -> Path:
     Raises:
         OSError, RuntimeError, CalledProcessError: no compiler, no folder to write to, or the compiler refuses.
     """
-    version = subprocess.run([COMPILER[0], "--version"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run([*COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *COMPILER, version, processor)).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join((SOURCE.read_text(), *COMPILER, *FLAGS, version, processor)).encode()).hexdigest()[
+        :16
+    ]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cyclical_lr"
     library = folder / f"kernels-{key}.so"
     if not library.exists():
@@ -175,10 +179,8 @@ def _build() -> Path:
         with TemporaryDirectory(dir=folder) as scratch:
             compiled, linked = f"{scratch}/kernels.o", f"{scratch}/kernels.so"
             # Linked without -fopenmp, hence to no OpenMP: the kernels run on the threads of the one that torch loaded.
-            for command in (
-                [*COMPILER, "-c", str(SOURCE), "-o", compiled],
-                [COMPILER[0], "-shared", compiled, "-o", linked],
-            ):
-                subprocess.run(command, check=True, capture_output=True, text=True)
+            compile_, link = ([*FLAGS, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", linked])
+            for arguments in (compile_, link):
+                subprocess.run([*COMPILER, *arguments], check=True, capture_output=True, text=True)
             Path(linked).replace(library)
     return library

@@ -8,7 +8,6 @@ arguments have the names of Caffe's solver prototxt, and weight decay is L2 in t
 and AdaDelta are torch's own classes, which compute what Caffe computes. The others differ from torch's, and are here.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -129,6 +128,8 @@ class CaffeAdam(Optimizer):
         delta: > 0.
     """
 
+    takes_tensor_lr = True
+
     def __init__(
         self,
         params: Any,
@@ -141,7 +142,7 @@ class CaffeAdam(Optimizer):
         _check_momentum(momentum)
         _check_fraction("momentum2", momentum2)
         _check_delta(delta)
-        rule = {"momentum": momentum, "momentum2": momentum2, "delta": delta, "steps": 0}
+        rule = {"momentum": momentum, "momentum2": momentum2, "delta": delta}
         super().__init__(params, {"lr": lr, **rule, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -149,15 +150,19 @@ class CaffeAdam(Optimizer):
         loss = _evaluate(closure)
         for group, params, grads, (first, second) in _decayed(self, "first_moment", "second_moment"):
             momentum, momentum2 = group["momentum"], group["momentum2"]
-            group["steps"] += 1
+            # Counted on the device, as all that a captured step changes has to be; float32 does so up to 2^24.
+            steps = self.state[params[0]].setdefault("steps", params[0].new_zeros(()))
+            steps += 1
             torch._foreach_mul_(first, momentum)
             torch._foreach_add_(first, grads, alpha=1 - momentum)
             torch._foreach_mul_(second, momentum2)
             torch._foreach_addcmul_(second, grads, grads, 1 - momentum2)
             roots = torch._foreach_sqrt(second)
             torch._foreach_add_(roots, group["delta"])
-            correction = math.sqrt(1 - momentum2 ** group["steps"]) / (1 - momentum ** group["steps"])
-            torch._foreach_addcdiv_(params, first, roots, -group["lr"] * correction)
+            correction = (1 - momentum2 ** steps.double()).sqrt() / (1 - momentum ** steps.double())
+            updates = torch._foreach_div(first, roots)
+            torch._foreach_mul_(updates, group["lr"] * correction)
+            torch._foreach_sub_(params, updates)
         return loss
 
 
