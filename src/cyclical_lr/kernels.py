@@ -1,9 +1,9 @@
-"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp) by the machine's own C++ compiler, `c++` or what `CXX` names.
+"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp).
 
 PyTorch's operators pass over memory once per multiplication; these keep an image in the cache. What they compute is the
 same: the maxima and their gradients to the bit, the rest to rounding (tests/test_kernels.py). They are built once per
-machine, into the user's cache folder. Where that cannot be done, or with `CYCLICAL_LR_KERNELS=off`, the layers use
-PyTorch's operators; `kind()` says which, and a run's record keeps it among its versions.
+machine by its own compiler, `c++` or what `CXX` names, into the user's cache folder. Where that cannot be done, or with
+`CYCLICAL_LR_KERNELS=off`, the layers use PyTorch's operators; `kind()` says which, and a run's record keeps it.
 """
 
 import ctypes
