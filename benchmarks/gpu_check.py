@@ -11,6 +11,7 @@ which one with "fast_equals_reference": true is committed, and the reference els
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -93,13 +94,14 @@ def main(overrides: list[str]) -> int:
     return int(not outcome["fast_equals_reference"])
 
 
-def images_per_second_ratio(experiment: str, overrides: list[str], device: torch.device) -> float:
+def images_per_second_ratio(
+    experiment: str, overrides: list[str], device: torch.device, iterations: int = 60, rounds: int = 3
+) -> float:
     """Table 4's recipe: our run in bf16 beside the usual float32 one with a DataLoader, alternating."""
-    iterations = 60
     plan = plain(
         compose_config(
             CONF,
-            [f"+experiment={experiment}", *overrides, "trainer=gpu_bf16", "logger=none", f"iterations={iterations}"],
+            [f"+experiment={experiment}", "trainer=gpu_bf16", *overrides, "logger=none", f"iterations={iterations}"],
         )
     )
     config = describe(plan, seed=0)
@@ -109,18 +111,20 @@ def images_per_second_ratio(experiment: str, overrides: list[str], device: torch
     augmented = [transforms.ToPILImage(), transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip()]
     pictures = Pictures(data.train.pixels, data.train.labels)
     pictures.transform.transforms[:1] = augmented
-    loader = DataLoader(pictures, data.batch_size, shuffle=True, num_workers=8, persistent_workers=True)
+    loader = DataLoader(
+        pictures, data.batch_size, shuffle=True, num_workers=min(8, os.cpu_count() or 1), persistent_workers=True
+    )
     usual = PlainModule(build(plan["model"]))
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         quiet: dict[str, Any] = {"enable_progress_bar": False, "max_epochs": 1, "default_root_dir": folder}
-        for _ in range(3):
+        for _ in range(rounds):
             module = Classifier([new_member(plan, config, "run")], data.train, data.test, learning_rates(config))
             clock = Clock()
             trainer = make_trainer(**plan["trainer"], **quiet, callbacks=[clock])
             trainer.fit(module, data.train_blocks([0], 0, iterations, iterations))
             silent: dict[str, Any] = {"enable_model_summary": False, "logger": False, "enable_checkpointing": False}
-            pl.Trainer(accelerator="gpu", devices=1, limit_train_batches=iterations, **quiet, **silent).fit(
+            pl.Trainer(accelerator=device.type, devices=1, limit_train_batches=iterations, **quiet, **silent).fit(
                 usual, loader
             )
             ratios.append(usual.seconds / clock.seconds)
@@ -150,7 +154,7 @@ def imagenet_hours(
                 reference_step(network, solver, x, y, 1e-4)
             rate = batch * iterations / (now(device) - start)
         hours = plan["iterations"] * plan["data"]["batch_size"] / rate / 3600
-        out[precision] = {"images_per_second": round(rate, 1), "hours": round(hours, 1)}
+        out[precision] = {"images_per_second": round(rate, 3), "hours": round(hours, 1)}
     return out
 
 

@@ -16,7 +16,14 @@ def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
     measured = gpu_check.imagenet_hours("imagenet_alexnet_tri2", torch.device("cpu"), batch_size=2, iterations=1)
     assert list(measured) == ["float32", "bf16"]
     for precision in measured.values():
-        assert precision["hours"] == pytest.approx(400_000 * 256 / 3600 / precision["images_per_second"], rel=0.1)
+        assert precision["hours"] == pytest.approx(400_000 * 256 / 3600 / precision["images_per_second"], rel=0.01)
+
+
+def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
+    monkeypatch.setattr(gpu_check.PlainModule, "WARM_UP", 1)
+    small = ["trainer=cpu", "data=cifar10_sample", "model.depth=8", "data.batch_size=8"]
+    ratio = gpu_check.images_per_second_ratio("cifar10_resnet_lr01", small, torch.device("cpu"), iterations=3, rounds=1)
+    assert 0 < ratio < 100
 
 
 def test_without_a_gpu_it_says_so(capsys):
