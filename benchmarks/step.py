@@ -196,6 +196,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
         options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         options |= {"enable_checkpointing": False, "default_root_dir": folder, "max_epochs": 1}
         pl.Trainer(accelerator=device.type, devices=1, limit_train_batches=batches, **options).fit(module, loader)
+        time.sleep(1)  # while the workers fetch on until their queues are full: not in the others' time
         return module.seconds
 
     others = {
