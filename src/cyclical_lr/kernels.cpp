@@ -24,8 +24,24 @@ struct bf16 {
     }
 };
 
-// What a type is computed in; and that 16 channels at a time, with masks, which compilers keep in registers.
-constexpr int64_t LANES = 16;
+// A register of the machine, in floats: channels are taken so many at a time. Wider vectors would be taken apart lane by
+// lane. INTERLEAVE and UPPER pick halves of floats: zeros and a bf16 in turns, and each second.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#define INTERLEAVE                                                                                                      \
+    0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define UPPER 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#define INTERLEAVE 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15
+#define UPPER 1, 3, 5, 7, 9, 11, 13, 15
+#else
+constexpr int LANES = 4;
+#define INTERLEAVE 0, 4, 1, 5, 2, 6, 3, 7
+#define UPPER 1, 3, 5, 7
+#endif
+
+// What a type is computed in, a register of that, and one of masks and places.
 template <class T> struct Wide {
     using type = float;
     using Place = int32_t;
@@ -53,17 +69,15 @@ template <class T> inline typename Wide<T>::Values widened(const T* from) {
 template <class T> inline void narrowed(const typename Wide<T>::Values& values, T* to) {
     std::memcpy(to, &values, sizeof(values));
 }
-// A bf16 is the upper half of a float. Shuffles, as compilers translate a conversion of vectors lane by lane.
+// A bf16 is the upper half of a float, on little-endian machines the second.
 template <> inline Wide<bf16>::Values widened(const bf16* from) {
     const Halves upper = load<Halves>(from), lower{};
-    return (Wide<bf16>::Values)__builtin_shufflevector(  // little-endian
-        lower, upper, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
-        29, 14, 30, 15, 31);
+    return (Wide<bf16>::Values)__builtin_shufflevector(lower, upper, INTERLEAVE);
 }
 template <> inline void narrowed(const Wide<bf16>::Values& values, bf16* to) {
     const Words x = (Words)values, rounded = x + 0x7fff + ((x >> 16) & 1);
-    const auto halves = (Pairs)(values != values ? Words{} + 0x7fc00000 : rounded);
-    const Halves upper = __builtin_shufflevector(halves, halves, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const auto pairs = (Pairs)(values != values ? Words{} + 0x7fc00000 : rounded);
+    const Halves upper = __builtin_shufflevector(pairs, pairs, UPPER);
     std::memcpy((void*)to, &upper, sizeof(upper));
 }
 
