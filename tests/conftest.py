@@ -1,11 +1,13 @@
 """What every test shares: one thread, and the real data where they are."""
 
 import os
+import signal
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: its threads only wait on a shared machine
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and handed on to what a test starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import resource
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
