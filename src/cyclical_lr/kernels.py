@@ -169,9 +169,8 @@ def _build() -> Path:
     version = subprocess.run([*COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), *COMPILER, *FLAGS, version, processor)).encode()).hexdigest()[
-        :16
-    ]
+    built_from = "\n".join((SOURCE.read_text(), *COMPILER, *FLAGS, version, processor))
+    key = hashlib.sha256(built_from.encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cyclical_lr"
     library = folder / f"kernels-{key}.so"
     if not library.exists():

@@ -72,14 +72,14 @@ def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each."""
     paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
     sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
-    if all_run(by_id[EQUAL]):
+    if _all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
         sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
     sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
-    sentences += [_precision(paper, verdict) for verdict in map(by_id.get, PRECISION) if verdict and all_run(verdict)]
+    sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
     return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
 
@@ -134,7 +134,7 @@ def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
     gains = []
     for policy, claim in DROPS.items():
         verdict = by_id[claim]
-        gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if all_run(verdict) else NOT_RUN
+        gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
     return f"What the LR drops add at 25,000: {'; '.join(gains)}."
 
@@ -148,7 +148,7 @@ def _precision(paper: Paper, verdict: Verdict) -> str:
     )
 
 
-def all_run(verdict: Verdict) -> bool:
+def _all_run(verdict: Verdict) -> bool:
     """Whether each of a claim's cells has a finished run."""
     return all(cell.n for cell in verdict.cells)
 

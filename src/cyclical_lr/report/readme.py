@@ -58,8 +58,9 @@ def _rows(rows: pd.DataFrame) -> str:
         experiment = row["run"].partition("[")[0]
         n = f"{row['n']}; {row['remarks']}" if row["remarks"] else row["n"]
         linked = f"[`{row['run']}`](conf/experiment/{experiment}.yaml)"
-        said = f"{row['paper']} ({row['where']})" if row["paper"] else "not in the paper"
-        lines.append([linked, row["iterations"], row[ours], n, said, row["verdict"] or row["where"]])
+        table, _, precision = row["where"].partition(", ")  # or "control"
+        said = f"{row['paper']} ({table})" if row["paper"] else "not in the paper"
+        lines.append([linked, row["iterations"], row[ours], n, said, row["verdict"] or precision or table])
     return wording.pipes(["run", "iterations", f"{ours}, %", "n", "the paper, %", "verdict"], lines)
 
 
