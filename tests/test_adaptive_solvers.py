@@ -166,7 +166,21 @@ def test_a_solver_restored_from_its_state_goes_on_bit_for_bit(method):
         assert torch.equal(resumed.get_parameter(name), value), name
 
 
-# ---- where torch's own methods differ --------------------------------------------------------------------------------
+# ---- torch's own methods: three are the same, two differ -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "torchs"),
+    [
+        ("RMSProp", lambda groups: torch.optim.RMSprop(groups, lr=0.0, alpha=0.99, eps=1e-8)),
+        ("AdaGrad", lambda groups: torch.optim.Adagrad(groups, lr=0.0, eps=1e-8)),
+        ("AdaDelta", lambda groups: torch.optim.Adadelta(groups, lr=0.0, rho=0.9, eps=1e-8)),
+    ],
+)
+def test_torchs_rmsprop_adagrad_and_adadelta_compute_the_same(method, torchs):
+    lrs = lrs_of(method)
+    ours = port_travels(lambda model: METHODS[method][0](model, weight_decay=WEIGHT_DECAY), lrs)
+    assert largest_gap(port_travels(lambda model: torchs(param_groups(model, WEIGHT_DECAY)), lrs), ours) < 1e-12
 
 
 def test_torchs_nesterov_ends_elsewhere_after_a_changing_lr_and_in_the_same_place_under_a_constant_one():

@@ -65,7 +65,9 @@ def takes(x: Tensor) -> bool:
 
 
 def kind() -> str:
-    """Which layers a CPU runs: "compiled" or "torch"."""
+    """Which layers this process has run: "compiled", "torch" for lack of them, or "none" where none asked for them."""
+    if _library.cache_info().currsize == 0:
+        return "none"
     return "torch" if _library() is None else "compiled"
 
 

@@ -4,16 +4,18 @@ A solver is any `torch.optim.Optimizer` whose groups carry `lr_mult`; `set_lr` g
 LR before a step, as Caffe's ApplyUpdate does: the step that makes iteration t + 1 uses lr(t).
 
 Table 3's methods are `caffe_nesterov`, `caffe_adam`, `caffe_rmsprop`, `caffe_adagrad` and `caffe_adadelta`; their
-arguments have the names of Caffe's solver prototxt, and weight decay is L2 in the gradient throughout. RMSprop, AdaGrad
-and AdaDelta are torch's own classes, which compute what Caffe computes. The others differ from torch's, and are here.
+arguments have the names of Caffe's solver prototxt, and weight decay is L2 in the gradient throughout. Their LR may be
+a tensor on the device, which of torch's own classes none takes everywhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True) -> list[dict[str, Any]]:
@@ -49,7 +51,53 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-class CaffeSGD(Optimizer):
+class CaffeSolver(Optimizer):
+    """What Caffe's solvers share: weight decay in the gradient, then w -= the method's update value.
+
+    Everything that a step reads or changes is a tensor on the parameters' device, the LR too where `set_lr` gave one.
+
+    Args:
+        params: parameters or groups; a group may have its own lr and weight_decay.
+        options: lr, weight_decay and what the method adds; the defaults of the groups.
+    """
+
+    takes_tensor_lr = True
+
+    def __init__(self, params: Any, **options: float) -> None:
+        for key in ("momentum", "momentum2", "rms_decay"):
+            _check_decay(key, options.get(key, 0.0))
+        if not options.get("delta", 1.0) > 0:
+            raise ValueError(f"solver.delta: expected a number > 0, such as Caffe's 1e-8, got {options['delta']}")
+        super().__init__(params, options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if params:
+                grads = [p.grad for p in params if p.grad is not None]
+                if group["weight_decay"] != 0:
+                    torch._foreach_add_(grads, params, alpha=group["weight_decay"])
+                torch._foreach_sub_(params, self.update(group, params, grads))
+        return loss
+
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        """Caffe's ComputeUpdateValue: what this step takes from each of the group's `params`."""
+        raise NotImplementedError
+
+    def history(self, name: str, params: list[Tensor]) -> list[Tensor]:
+        """The buffer of that name of each parameter, zeros at first, for `update` to change in place."""
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return [self.state[p][name] for p in params]
+
+
+class CaffeSGD(CaffeSolver):
     """Momentum with the LR inside the buffer (sgd_solver.cpp).
 
     g += weight_decay * w;  v = momentum * v + lr * g;  w -= v
@@ -65,23 +113,17 @@ class CaffeSGD(Optimizer):
         weight_decay: L2, added to the gradient.
     """
 
-    takes_tensor_lr = True
-
     def __init__(self, params: Any, lr: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        _check_momentum(momentum)
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = _evaluate(closure)
-        for group, params, grads, (velocities,) in _decayed(self, "velocity"):
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, torch._foreach_mul(grads, group["lr"]))
-            torch._foreach_sub_(params, velocities)
-        return loss
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        velocities = self.history("velocity", params)
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, torch._foreach_mul(grads, group["lr"]))
+        return velocities
 
 
-class CaffeNesterov(Optimizer):
+class CaffeNesterov(CaffeSGD):
     """Nesterov's momentum with the LR inside the buffer (nesterov_solver.cpp).
 
     g += weight_decay * w;  v' = momentum * v + lr * g
@@ -93,25 +135,16 @@ class CaffeNesterov(Optimizer):
     Args: as `CaffeSGD`.
     """
 
-    takes_tensor_lr = True
-
-    def __init__(self, params: Any, lr: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
-        _check_momentum(momentum)
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = _evaluate(closure)
-        for group, params, grads, (velocities,) in _decayed(self, "velocity"):
-            torch._foreach_mul_(velocities, group["momentum"])
-            steps = torch._foreach_mul(grads, group["lr"])
-            torch._foreach_add_(velocities, steps)
-            torch._foreach_sub_(params, steps)
-            torch._foreach_sub_(params, velocities, alpha=group["momentum"])
-        return loss
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        velocities = self.history("velocity", params)
+        steps = torch._foreach_mul(grads, group["lr"])
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, steps)
+        torch._foreach_add_(steps, velocities, alpha=group["momentum"])
+        return steps
 
 
-class CaffeAdam(Optimizer):
+class CaffeAdam(CaffeSolver):
     """Adam with delta added before the bias correction (adam_solver.cpp).
 
     m = momentum * m + (1 - momentum) * g;  v = momentum2 * v + (1 - momentum2) * g^2
@@ -128,8 +161,6 @@ class CaffeAdam(Optimizer):
         delta: > 0.
     """
 
-    takes_tensor_lr = True
-
     def __init__(
         self,
         params: Any,
@@ -139,31 +170,107 @@ class CaffeAdam(Optimizer):
         delta: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        _check_momentum(momentum)
-        _check_fraction("momentum2", momentum2)
-        _check_delta(delta)
         rule = {"momentum": momentum, "momentum2": momentum2, "delta": delta}
-        super().__init__(params, {"lr": lr, **rule, "weight_decay": weight_decay})
+        super().__init__(params, lr=lr, **rule, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = _evaluate(closure)
-        for group, params, grads, (first, second) in _decayed(self, "first_moment", "second_moment"):
-            momentum, momentum2 = group["momentum"], group["momentum2"]
-            # Counted on the device, as all that a captured step changes has to be; float32 does so up to 2^24.
-            steps = self.state[params[0]].setdefault("steps", params[0].new_zeros(()))
-            steps += 1
-            torch._foreach_mul_(first, momentum)
-            torch._foreach_add_(first, grads, alpha=1 - momentum)
-            torch._foreach_mul_(second, momentum2)
-            torch._foreach_addcmul_(second, grads, grads, 1 - momentum2)
-            roots = torch._foreach_sqrt(second)
-            torch._foreach_add_(roots, group["delta"])
-            correction = (1 - momentum2 ** steps.double()).sqrt() / (1 - momentum ** steps.double())
-            updates = torch._foreach_div(first, roots)
-            torch._foreach_mul_(updates, group["lr"] * correction)
-            torch._foreach_sub_(params, updates)
-        return loss
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        momentum, momentum2 = group["momentum"], group["momentum2"]
+        first, second = self.history("first_moment", params), self.history("second_moment", params)
+        # Counted on the device, as all that a captured step changes has to be; float32 does so up to 2^24.
+        steps = self.state[params[0]].setdefault("steps", params[0].new_zeros(()))
+        steps += 1
+        torch._foreach_mul_(first, momentum)
+        torch._foreach_add_(first, grads, alpha=1 - momentum)
+        _decay_squares(second, grads, momentum2)
+        correction = (1 - momentum2 ** steps.double()).sqrt() / (1 - momentum ** steps.double())
+        return _over_roots(first, second, group["delta"], group["lr"] * correction)
+
+
+class CaffeRMSProp(CaffeSolver):
+    """RMSProp (rmsprop_solver.cpp); it has no momentum, Caffe refuses one.
+
+    h = rms_decay * h + (1 - rms_decay) * g^2;  w -= lr * g / (sqrt(h) + delta)
+
+    PyTorch's RMSprop computes the same, but reads the LR on the host.
+
+    Args:
+        params, lr, weight_decay: as `CaffeSGD`.
+        rms_decay: of the squared gradients, in [0, 1).
+        delta: > 0.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.0,
+        rms_decay: float = 0.99,
+        delta: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, rms_decay=rms_decay, delta=delta, weight_decay=weight_decay)
+
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        squares = self.history("squares", params)
+        _decay_squares(squares, grads, group["rms_decay"])
+        return _over_roots(grads, squares, group["delta"], group["lr"])
+
+
+class CaffeAdaGrad(CaffeSolver):
+    """AdaGrad (adagrad_solver.cpp); it has no momentum, Caffe refuses one.
+
+    h += g^2;  w -= lr * g / (sqrt(h) + delta)
+
+    PyTorch's Adagrad computes the same with an eps of 1e-10 by default, but reads the LR on the host.
+
+    Args: as `CaffeRMSProp`, without rms_decay.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.0, delta: float = 1e-8, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr=lr, delta=delta, weight_decay=weight_decay)
+
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        squares = self.history("squares", params)
+        torch._foreach_addcmul_(squares, grads, grads)
+        return _over_roots(grads, squares, group["delta"], group["lr"])
+
+
+class CaffeAdaDelta(CaffeSolver):
+    """AdaDelta (adadelta_solver.cpp).
+
+    h = momentum * h + (1 - momentum) * g^2;  u = g * sqrt((k + delta) / (h + delta))
+    k = momentum * k + (1 - momentum) * u^2;  w -= lr * u
+
+    The first step is lr * sqrt(delta / (1 - momentum)) long whatever the gradient, and the next ones grow from there:
+    delta sets the pace, as in no other method here. PyTorch's Adadelta computes the same with an eps of 1e-6 by
+    default, but reads the LR on the host.
+
+    Args:
+        params, lr, weight_decay: as `CaffeSGD`.
+        momentum: decay of both histories, in [0, 1).
+        delta: > 0.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        delta: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, delta=delta, weight_decay=weight_decay)
+
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        momentum, delta = group["momentum"], group["delta"]
+        squares, updates_squares = self.history("squares", params), self.history("updates_squares", params)
+        _decay_squares(squares, grads, momentum)
+        ratios = torch._foreach_add(updates_squares, delta)
+        torch._foreach_div_(ratios, torch._foreach_add(squares, delta))
+        torch._foreach_sqrt_(ratios)
+        torch._foreach_mul_(ratios, grads)
+        _decay_squares(updates_squares, ratios, momentum)
+        torch._foreach_mul_(ratios, group["lr"])
+        return ratios
 
 
 def caffe_sgd(model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0, multipliers: bool = True) -> CaffeSGD:
@@ -197,29 +304,16 @@ def caffe_rmsprop(
     delta: float = 1e-8,
     weight_decay: float = 0.0,
     multipliers: bool = True,
-) -> torch.optim.RMSprop:
-    """Caffe's RMSProp solver for `model`, with its multipliers; it has no momentum, Caffe refuses one.
-
-    h = rms_decay * h + (1 - rms_decay) * g^2;  w -= lr * g / (sqrt(h) + delta)  (rmsprop_solver.cpp)
-
-    That is PyTorch's RMSprop.
-    """
-    _check_fraction("rms_decay", rms_decay)
-    _check_delta(delta)
-    return torch.optim.RMSprop(param_groups(model, weight_decay, multipliers), lr=0.0, alpha=rms_decay, eps=delta)
+) -> CaffeRMSProp:
+    """Caffe's RMSProp solver for `model`, with its multipliers."""
+    return CaffeRMSProp(param_groups(model, weight_decay, multipliers), rms_decay=rms_decay, delta=delta)
 
 
 def caffe_adagrad(
     model: nn.Module, delta: float = 1e-8, weight_decay: float = 0.0, multipliers: bool = True
-) -> torch.optim.Adagrad:
-    """Caffe's AdaGrad solver for `model`, with its multipliers; it has no momentum, Caffe refuses one.
-
-    h += g^2;  w -= lr * g / (sqrt(h) + delta)  (adagrad_solver.cpp)
-
-    That is PyTorch's Adagrad, whose own default for eps is 1e-10.
-    """
-    _check_delta(delta)
-    return torch.optim.Adagrad(param_groups(model, weight_decay, multipliers), lr=0.0, eps=delta)
+) -> CaffeAdaGrad:
+    """Caffe's AdaGrad solver for `model`, with its multipliers."""
+    return CaffeAdaGrad(param_groups(model, weight_decay, multipliers), delta=delta)
 
 
 def caffe_adadelta(
@@ -228,18 +322,9 @@ def caffe_adadelta(
     delta: float = 1e-8,
     weight_decay: float = 0.0,
     multipliers: bool = True,
-) -> torch.optim.Adadelta:
-    """Caffe's AdaDelta solver for `model`, with its multipliers; `momentum` is the decay of both histories.
-
-    h = momentum * h + (1 - momentum) * g^2;  u = g * sqrt((k + delta) / (h + delta))
-    k = momentum * k + (1 - momentum) * u^2;  w -= lr * u  (adadelta_solver.cpp)
-
-    That is PyTorch's Adadelta, whose own default for eps is 1e-6. The first step is lr * sqrt(delta / (1 - momentum))
-    long whatever the gradient, and the next ones grow from there: delta sets the pace, as in no other method here.
-    """
-    _check_momentum(momentum)
-    _check_delta(delta)
-    return torch.optim.Adadelta(param_groups(model, weight_decay, multipliers), lr=0.0, rho=momentum, eps=delta)
+) -> CaffeAdaDelta:
+    """Caffe's AdaDelta solver for `model`, with its multipliers; `momentum` is the decay of both histories."""
+    return CaffeAdaDelta(param_groups(model, weight_decay, multipliers), momentum=momentum, delta=delta)
 
 
 def torch_sgd(
@@ -250,45 +335,25 @@ def torch_sgd(
     multipliers: bool = True,
 ) -> torch.optim.SGD:
     """PyTorch's SGD, also Torch7's: the LR stands outside the momentum buffer. With Caffe's multipliers."""
-    _check_momentum(momentum)
+    _check_decay("momentum", momentum)
     groups = param_groups(model, weight_decay, multipliers)
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
 
 
-def _evaluate(closure: Callable[[], Tensor] | None) -> Tensor | None:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def _decayed(
-    optimizer: Optimizer, *buffers: str
-) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor], list[list[Tensor]]]]:
-    """Each group with its parameters, their gradients with weight decay added, and each of its buffers (from zero)."""
-    for group in optimizer.param_groups:
-        params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            continue
-        grads = [p.grad for p in params if p.grad is not None]
-        for p in params:
-            for name in buffers:
-                if name not in optimizer.state[p]:
-                    optimizer.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        if group["weight_decay"] != 0:
-            torch._foreach_add_(grads, params, alpha=group["weight_decay"])
-        yield group, params, grads, [[optimizer.state[p][name] for p in params] for name in buffers]
-
-
-def _check_momentum(momentum: float) -> None:
-    _check_fraction("momentum", momentum)
-
-
-def _check_fraction(key: str, value: float) -> None:
+def _check_decay(key: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"solver.{key}: expected a number in [0, 1), got {value}")
 
 
-def _check_delta(delta: float) -> None:
-    if not delta > 0:
-        raise ValueError(f"solver.delta: expected a number > 0, such as Caffe's 1e-8, got {delta}")
+def _decay_squares(squares: list[Tensor], values: Tensors, decay: float) -> None:
+    torch._foreach_mul_(squares, decay)
+    torch._foreach_addcmul_(squares, values, values, 1 - decay)
+
+
+def _over_roots(values: list[Tensor], squares: list[Tensor], delta: float, lr: float | Tensor) -> Tensors:
+    """lr * values / (sqrt(squares) + delta)"""
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_add_(roots, delta)
+    updates = torch._foreach_div(values, roots)
+    torch._foreach_mul_(updates, lr)
+    return updates

@@ -40,8 +40,8 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(word)))
 
 
-# An epoch of as many seeds: 400 kB each of CIFAR, but 10 MB of ImageNet.
-_kept_permutation = lru_cache(maxsize=64)(permutation)
+# An epoch of as many seeds: 400 kB each of CIFAR, 10 MB of ImageNet.
+_kept_permutation = lru_cache(maxsize=16)(permutation)
 
 
 def loader(dataset: Any, **options: Any) -> "DataLoader[Any]":

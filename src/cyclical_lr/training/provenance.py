@@ -38,7 +38,7 @@ def commit() -> tuple[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on, and whether a CPU runs the compiled layers or PyTorch's own."""
+    """Versions of what a result depends on, and which layers have run so far (`kernels.kind`)."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
