@@ -20,9 +20,10 @@ from cyclical_lr.solvers import (
     caffe_sgd,
     torch_sgd,
 )
-from cyclical_lr.training.engine import FastEngine, reference_step, unsuited
+from cyclical_lr.training.engine import FastEngine, exact_arithmetic, reference_step, unsuited
 
 torch.set_num_threads(1)
+exact_arithmetic()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 LRS = [1e-4 * (1 + t % 5) for t in range(20)]
 NETWORKS = {

@@ -21,6 +21,13 @@ CHECKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 """Where `make gpu-check` writes, in a checkout."""
 
 
+def exact_arithmetic() -> None:
+    """Have a GPU repeat its bits, and multiply in the precision asked for: no TF32, none of cuDNN's atomic sums."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
     """Seed torch's global generators for one iteration of a run that draws numbers while it trains.
 

@@ -26,7 +26,7 @@ from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
 from cyclical_lr.training.config import check, describe, label, plain, seeds
-from cyclical_lr.training.engine import BLOCKS, choose_engine
+from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.tracking import close_logger, open_logger
 
@@ -148,9 +148,7 @@ def make_trainer(
             f"{provenance.device_name(torch.device('cpu'))}, where bf16 is emulated and ten times slower than float32; "
             "use trainer=cpu, or force it with trainer.emulate_bf16=true"
         )
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    exact_arithmetic()
     ours = {"devices": devices, **(ddp.trainer_options(accelerator) if strategy == "ddp" else {}), **options}
     return pl.Trainer(
         accelerator=accelerator,
