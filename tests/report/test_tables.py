@@ -243,6 +243,7 @@ def test_time_to_target_shows_misses_and_undefined_ratios(paper, tmp_path, add_r
     for seed in range(2):
         add_run("cifar10_tri2", seed, {0: 10.0, 2000: 77.0, 4000: 79.5, 6000: 79.5})
         add_run("cifar10_fixed", seed, {0: 10.0, 2000: 60.0, 4000: 77.0, 6000: 77.0})
+        add_run("cifar10_fixed_25k_matched", seed, {0: 10.0, 2000: 77.0, 4000: 80.0, 6000: 80.0})
     write(tmp_path, paper, collect(tmp_path))
     text = (tmp_path / "tables" / "time_to_target.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| run"))
@@ -251,6 +252,8 @@ def test_time_to_target_shows_misses_and_undefined_ratios(paper, tmp_path, add_r
     assert "| 4,000 (2/2); x2.00 [2.00, 2.00] | never (0/2); infinite | never (0/2); infinite |" in b
     assert "| never (0/2); undefined |" in b
     assert "| cifar10_fixed_25k | beside | iterations | not run |" in text
+    beside = next(line for line in text.splitlines() if "| cifar10_fixed_25k_matched | beside | iterations |" in line)
+    assert "| 4,000 (2/2); x0 (A never gets there) [0.00, 0.00] | never (0/2); undefined |" in beside
 
 
 # ---- Claims ----------------------------------------------------------------------------------------------------------

@@ -40,11 +40,12 @@ def difference(value: float, ends: Interval) -> str:
 
 
 def speed_up(ratio: float, ends: Interval) -> str:
+    """B's time over A's; A is what is asked about."""
     if math.isnan(ratio):
         return "undefined"
     if math.isinf(ratio):
         return "infinite"
-    return f"x{ratio:.2f}" + ("" if math.isnan(ends.low) else f" {interval(ends)}")
+    return (f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)") + ("" if math.isnan(ends.low) else f" {interval(ends)}")
 
 
 def time(value: float) -> str:
