@@ -31,6 +31,7 @@ CONTROLS = [
     ("cifar10_exp_range_ss1000", "cifar10_exp_range", {"iterations", "schedule.stepsize"}),
     ("cifar10_exp_range_ss1500", "cifar10_exp_range", {"iterations", "schedule.stepsize"}),
     ("cifar10_exp_range_ss3000", "cifar10_exp_range", {"iterations", "schedule.stepsize"}),
+    ("cifar10_range_test_ss2000", "cifar10_range_test", {"iterations", "eval_every", "schedule.stepsize"}),
 ]
 # Controls whose schedule is another policy round, or out of, that of the card beside it.
 RESCHEDULED = [
@@ -412,6 +413,7 @@ EXPECTED_LR = {
     "cifar10_exp_range_ss1500": [(1_500, 0.00548), (42_000, 0.0000805)],
     "cifar10_exp_range_ss3000": [(3_000, 0.00501), (42_000, 0.0000805)],
     "cifar10_range_test": [(0, 0.0), (200, 0.001), (2_000, 0.01), (3_999, 0.019995), (4_000, 0.02)],
+    "cifar10_range_test_ss2000": [(0, 0.0), (100, 0.001), (1_000, 0.01), (2_000, 0.02)],
 }
 
 

@@ -33,6 +33,7 @@ ARMS = {
     "cifar10_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
     "cifar10_decay": Arm("decay: 0.007 to 0.001 in 4k", ORANGE, DASHDOT),
     "cifar10_range_test": Arm("ours", BLUE),
+    "cifar10_range_test_ss2000": Arm("control: in half the iterations", ORANGE),
     # Controls
     "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY),
     "cifar10_fixed_25k_matched": Arm("control: the same at CLR's mean LR", BLACK, DASHED),

@@ -224,7 +224,7 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     accuracies = [row.test_accuracy for row in curve]
     if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
-    ramp = record.label.endswith("_range_test")  # the cards of that name; with overrides the label has brackets
+    ramp = "_range_test" in record.label and "[" not in record.label  # in brackets are overrides, of what may be the LR
     if ramp and any(before.lr >= after.lr for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
     measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]

@@ -70,9 +70,10 @@ FIGURES = {
         "falls back in as many; together they are a cycle.",
     ),
     3: PaperFigure(
-        "The LR range test on CIFAR-10: test accuracy against the LR, which rises from 0 to 0.02 over eight epochs. "
-        "The bounds that the paper read off, and those that this study's rules read off, are marked.",
-        ("cifar10_range_test",),
+        "The LR range test on CIFAR-10: test accuracy against the LR, which rises from 0 to 0.02 over eight epochs "
+        "and, as a control, over four. The bounds that the paper read off, and those that this study's rules read off "
+        "the first, are marked.",
+        ("cifar10_range_test", "cifar10_range_test_ss2000"),
         "figure3",
     ),
     4: PaperFigure(
@@ -257,23 +258,24 @@ def _paper_number(axes: Axes, row: Mapping[str, Any]) -> None:
 
 
 def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], results: Results) -> Figure:
-    (label,) = paper_figure.arms
     figure, axes = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
     for curve in shown["curves"]:
         whole = not any(point.get("approximate") for point in curve["points"])  # landmarks are not joined
         xy = [[point[name] for point in curve["points"]] for name in ("lr", "accuracy")]
         axes.plot(*xy, color=GREY, ls="-" if whole else "none", lw=0.8, **DIGITISED)
-    runs = [record for record in results.by_label.get(label, []) if record.status != "failed"]
-    name, curves = f"{ARMS[label].name} ({census(results, label)})", finished(results, label)
-    if curves:
-        seeds_band(axes, curves, ARMS[label], name, lambda row: row.lr)
-    else:
-        axes.plot([], [], color=BLUE, label=name)
-    for record in runs:
-        if record.status == "diverged":  # an outcome of a range test, not a failure
-            rows = results.curves[record.run_id]
-            axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=BLUE, lw=0.6)
-            axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=BLUE, marker="x", ms=4, gid="diverged")
+    for label in paper_figure.arms:
+        arm, curves = ARMS[label], finished(results, label)
+        name = f"{arm.name} ({census(results, label)})"
+        if curves:
+            seeds_band(axes, curves, arm, name, lambda row: row.lr)
+        else:
+            axes.plot([], [], color=arm.colour, label=name)
+        for record in results.by_label.get(label, []):
+            if record.status == "diverged":  # an outcome of a range test, not a failure
+                rows = results.curves[record.run_id]
+                axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=arm.colour, lw=0.6)
+                axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=arm.colour, marker="x", ms=4, gid="diverged")
+    runs = [record for record in results.by_label.get(paper_figure.arms[0], []) if record.status != "failed"]
     for row in shown["bounds"]:
         _bounds(axes, "the paper's bounds", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
     if runs:

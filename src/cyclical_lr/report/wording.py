@@ -45,7 +45,8 @@ def speed_up(ratio: float, ends: Interval) -> str:
         return "undefined"
     if math.isinf(ratio):
         return "infinite"
-    return (f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)") + ("" if math.isnan(ends.low) else f" {interval(ends)}")
+    value = f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)"
+    return value if math.isnan(ends.low) else f"{value} {interval(ends)}"
 
 
 def time(value: float) -> str:
