@@ -193,6 +193,10 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     assert "base_lr 0.001, max_lr 0.006 by drop; n = 3 | **reproduced (preliminary)**" in lines["figure3_bounds"]
     assert "share of the rise 0.943 [0.943, 0.943] (90%) | **reproduced (preliminary)**" in lines["text_three_cycles"]
     assert "adam on a cpu 1.000 [0.990, 1.010]" in lines["table3_no_extra_computation"]
-    same, more = headline.found(report)[-2:]
+    *_, bounds, same, more = headline.found(report)
+    assert bounds == (
+        "The LR range test (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by rule "
+        "(the paper: 0.001 and 0.006): reproduced (preliminary)."
+    )
     assert same.startswith("Claim on cost: CLR needs") and same.endswith(". Reproduced, ratios 1.000 to 1.000.")
     assert more.startswith("Claim on cost: Methods that") and more.endswith(". Reproduced, ratios 1.111 to 1.111.")

@@ -50,6 +50,11 @@ DROPS = {
     "`exp`": "control_exp_needs_drops",
 }
 """Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
+RANGE_TESTS = {
+    "figure3_bounds": "The LR range test",
+    "control_range_test_half_length": "The same in half the iterations, a control that fits Figure 3's heights",
+}
+"""Claims with rule `bounds` on CIFAR-10."""
 PRECISION = ("precision_tri2", "precision_fixed_25k")
 """Claims whose operands are an experiment in bfloat16 and in float32."""
 
@@ -79,6 +84,7 @@ def found(report: Report) -> list[str]:
     sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
+    sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
     sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
     return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
@@ -137,6 +143,19 @@ def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
         gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
     return f"What the LR drops add at 25,000: {'; '.join(gains)}."
+
+
+def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:
+    """What the rules read off a range test, from the lowest max_lr to the highest, beside the paper's bounds."""
+    found, said = verdict.ceilings.values(), paper.bounds[verdict.claim["row"]]
+    ceilings = sorted(bounds.max_lr for bounds in found if bounds.max_lr is not None)
+    base_lr = next(iter(found)).base_lr
+    span = dict.fromkeys(f"{lr:.6g}" for lr in ceilings[:1] + ceilings[-1:])
+    return (
+        f"{what} (`{verdict.cells[0].label}`, n = {verdict.finding.n}) points to a base_lr of "
+        f"{'none' if base_lr is None else f'{base_lr:.6g}'} and a max_lr of {' to '.join(span) or 'none'} by rule (the "
+        f"paper: {said['base_lr']:g} and {said['max_lr']:g}): {verdict.finding.text}."
+    )
 
 
 def _precision(paper: Paper, verdict: Verdict) -> str:
