@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,10 +197,14 @@ def in_processes(jobs: Sequence["Job"], at_once: int, overrides: Sequence[str]) 
     pool = ThreadPoolExecutor(at_once)
     try:
         futures = {pool.submit(work, job): job.title for job in jobs}
-        for future in as_completed(futures):
-            if error := future.exception():
-                problems[futures[future]] = str(error)
-                log.error("%s failed: %s", futures[future], error)
+        running = set(futures)
+        while running:
+            # Python handles a signal in its main thread, which must not sleep on where the kernel gave it to another.
+            ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in ended:
+                if error := future.exception():
+                    problems[futures[future]] = str(error)
+                    log.error("%s failed: %s", futures[future], error)
     finally:
         with progress.lock:
             stopping = True
