@@ -8,6 +8,7 @@ arguments have the names of Caffe's solver prototxt, and weight decay is L2 in t
 a tensor on the device, which of torch's own classes none takes everywhere.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-class CaffeSolver(Optimizer):
+class CaffeSolver(Optimizer, ABC):
     """What Caffe's solvers share: weight decay in the gradient, then w -= the method's update value.
 
     Everything that a step reads or changes is a tensor on the parameters' device, the LR too where `set_lr` gave one.
@@ -85,9 +86,9 @@ class CaffeSolver(Optimizer):
                 torch._foreach_sub_(params, self.update(group, params, grads))
         return loss
 
+    @abstractmethod
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
         """Caffe's ComputeUpdateValue: what this step takes from each of the group's `params`."""
-        raise NotImplementedError
 
     def history(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """The buffer of that name of each parameter, zeros at first, for `update` to change in place."""

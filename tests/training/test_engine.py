@@ -107,7 +107,7 @@ def test_each_iteration_uses_its_own_learning_rate_and_samples():
 @pytest.mark.parametrize(
     ("network", "solver", "augment", "reason"),
     [
-        (Cifar10Full(), caffe_sgd, "none", ""),
+        *((Cifar10Full(), solver, "none", "") for solver in SOLVERS.values()),
         (Cifar10Full(), caffe_sgd, "crop_flip", "draws random numbers"),
         (Cifar10Full(), torch_sgd, "none", "SGD does not take its LR as a tensor"),
         (ResNet(depth=20, num_classes=10), caffe_sgd, "none", ""),

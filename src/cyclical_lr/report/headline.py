@@ -52,7 +52,7 @@ DROPS = {
 """Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
 RANGE_TESTS = {
     "figure3_bounds": "The LR range test",
-    "control_range_test_half_length": "The same in half the iterations, a control that fits Figure 3's heights",
+    "control_range_test_half_length": "The same in half the iterations, a control",
 }
 """Claims with rule `bounds` on CIFAR-10."""
 PRECISION = ("precision_tri2", "precision_fixed_25k")
