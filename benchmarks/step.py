@@ -38,7 +38,7 @@ from cyclical_lr.records import build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import BLOCKS, choose_engine, reference_step
+from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic, reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member
 from cyclical_lr.training.tracking import open_logger
@@ -76,6 +76,12 @@ class PlainModule(pl.LightningModule):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def on_fit_start(self) -> None:  # torch's defaults, which the study's runs switch off on a GPU
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True
+
+    def on_fit_end(self) -> None:
+        exact_arithmetic()
 
     def training_step(self, batch: list[Tensor], number: int) -> Tensor:
         return F.cross_entropy(self.network(batch[0]), batch[1])
@@ -142,7 +148,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
     warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
     overrides = ["+experiment=cifar10_tri2", *overrides]
     on_gpu = plain(compose_config(REPOSITORY / "conf", overrides))["trainer"]["accelerator"] == "gpu"
-    chunk = 500 if on_gpu else 10
+    chunk = 400 if on_gpu else 10  # whole blocks, and less than an epoch
     iterations = chunk * CHUNKS
     overrides += [f"iterations={iterations}", f"eval_every={iterations}"]
     plan = plain(compose_config(REPOSITORY / "conf", overrides))
@@ -216,7 +222,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
             alternate,
         ]
         trainer = make_trainer(**plan["trainer"], max_epochs=1, callbacks=callbacks, default_root_dir=folder)
-        engine = choose_engine(plan["engine"], [ours.network], [ours.solver], data.train, device)
+        engine = choose_engine(plan["engine"], [ours.solver], data.train, device)
         blocks = data.train_blocks([0], 0, iterations, iterations, BLOCKS[engine])
         trainer.fit(Classifier([ours], data.train, data.test, lrs, engine), blocks)
 

@@ -28,6 +28,7 @@ from cyclical_lr import records
 from cyclical_lr.data.cifar import CifarData
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.records import Record
+from cyclical_lr.solvers import param_groups
 from cyclical_lr.training.config import compose_config
 from cyclical_lr.training.run import Outcome, run
 
@@ -170,6 +171,11 @@ class WithDropout(Cifar10Full):
     ) -> None:
         super().__init__(num_classes, ceil_mode, lrn, init)
         self.norm2 = nn.Sequential(self.norm2, nn.Dropout(0.5))
+
+
+def adam(model: nn.Module, momentum: float, weight_decay: float, multipliers: bool) -> torch.optim.Adam:
+    """PyTorch's own, which reads its LR on the host."""
+    return torch.optim.Adam(param_groups(model, weight_decay, multipliers), betas=(momentum, 0.999))
 
 
 class Fails(Cifar10Full):

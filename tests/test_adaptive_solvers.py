@@ -20,6 +20,7 @@ from cyclical_lr.solvers import (
     caffe_rmsprop,
     param_groups,
     set_lr,
+    torch_sgd,
 )
 
 torch.set_num_threads(1)
@@ -166,7 +167,7 @@ def test_a_solver_restored_from_its_state_goes_on_bit_for_bit(method):
         assert torch.equal(resumed.get_parameter(name), value), name
 
 
-# ---- torch's own methods: three are the same, two differ -------------------------------------------------------------
+# ---- torch's own methods: SGD and three more are the same, two differ ------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,16 @@ def test_torchs_rmsprop_adagrad_and_adadelta_compute_the_same(method, torchs):
     lrs = lrs_of(method)
     ours = port_travels(lambda model: METHODS[method][0](model, weight_decay=WEIGHT_DECAY), lrs)
     assert largest_gap(port_travels(lambda model: torchs(param_groups(model, WEIGHT_DECAY)), lrs), ours) < 1e-12
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_torchs_sgd_computes_the_same_as_torch_sgd(nesterov):
+    def torchs(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(param_groups(model, WEIGHT_DECAY), lr=0.0, momentum=0.9, nesterov=nesterov)
+
+    lrs = lrs_of("Nesterov")
+    ours = port_travels(lambda model: torch_sgd(model, 0.9, WEIGHT_DECAY, nesterov), lrs)
+    assert largest_gap(port_travels(torchs, lrs), ours) < 1e-12
 
 
 def test_torchs_nesterov_ends_elsewhere_after_a_changing_lr_and_in_the_same_place_under_a_constant_one():

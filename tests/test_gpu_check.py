@@ -21,8 +21,10 @@ def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
 
 def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     monkeypatch.setattr(gpu_check.PlainModule, "WARM_UP", 1)
+    monkeypatch.setitem(gpu_check.BLOCKS, "fast", 2)
     small = ["trainer=cpu", "data=cifar10_sample", "model.depth=8", "data.batch_size=8"]
-    ratio = gpu_check.images_per_second_ratio("cifar10_resnet_lr01", small, torch.device("cpu"), iterations=3, rounds=1)
+    cpu = torch.device("cpu")
+    ratio = gpu_check.images_per_second_ratio("cifar10_resnet_lr01", small, cpu, blocks=2, batches=3, rounds=1)
     assert 0 < ratio < 100
 
 

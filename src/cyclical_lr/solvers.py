@@ -4,8 +4,8 @@ A solver is any `torch.optim.Optimizer` whose groups carry `lr_mult`; `set_lr` g
 LR before a step, as Caffe's ApplyUpdate does: the step that makes iteration t + 1 uses lr(t).
 
 Table 3's methods are `caffe_nesterov`, `caffe_adam`, `caffe_rmsprop`, `caffe_adagrad` and `caffe_adadelta`; their
-arguments have the names of Caffe's solver prototxt, and weight decay is L2 in the gradient throughout. Their LR may be
-a tensor on the device, which of torch's own classes none takes everywhere.
+arguments have the names of Caffe's solver prototxt, and weight decay is L2 in the gradient throughout. Table 4's SGD is
+`torch_sgd`. The LR of all may be a tensor on the device, which of torch's own classes none takes everywhere.
 """
 
 from abc import ABC, abstractmethod
@@ -52,8 +52,8 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-class CaffeSolver(Optimizer, ABC):
-    """What Caffe's solvers share: weight decay in the gradient, then w -= the method's update value.
+class Solver(Optimizer, ABC):
+    """What the methods share: weight decay in the gradient, then w -= the method's update value.
 
     Everything that a step reads or changes is a tensor on the parameters' device, the LR too where `set_lr` gave one.
 
@@ -98,7 +98,7 @@ class CaffeSolver(Optimizer, ABC):
         return [self.state[p][name] for p in params]
 
 
-class CaffeSGD(CaffeSolver):
+class CaffeSGD(Solver):
     """Momentum with the LR inside the buffer (sgd_solver.cpp).
 
     g += weight_decay * w;  v = momentum * v + lr * g;  w -= v
@@ -145,7 +145,7 @@ class CaffeNesterov(CaffeSGD):
         return steps
 
 
-class CaffeAdam(CaffeSolver):
+class CaffeAdam(Solver):
     """Adam with delta added before the bias correction (adam_solver.cpp).
 
     m = momentum * m + (1 - momentum) * g;  v = momentum2 * v + (1 - momentum2) * g^2
@@ -187,7 +187,7 @@ class CaffeAdam(CaffeSolver):
         return _over_roots(first, second, group["delta"], group["lr"] * correction)
 
 
-class CaffeRMSProp(CaffeSolver):
+class CaffeRMSProp(Solver):
     """RMSProp (rmsprop_solver.cpp); it has no momentum, Caffe refuses one.
 
     h = rms_decay * h + (1 - rms_decay) * g^2;  w -= lr * g / (sqrt(h) + delta)
@@ -216,7 +216,7 @@ class CaffeRMSProp(CaffeSolver):
         return _over_roots(grads, squares, group["delta"], group["lr"])
 
 
-class CaffeAdaGrad(CaffeSolver):
+class CaffeAdaGrad(Solver):
     """AdaGrad (adagrad_solver.cpp); it has no momentum, Caffe refuses one.
 
     h += g^2;  w -= lr * g / (sqrt(h) + delta)
@@ -235,7 +235,7 @@ class CaffeAdaGrad(CaffeSolver):
         return _over_roots(grads, squares, group["delta"], group["lr"])
 
 
-class CaffeAdaDelta(CaffeSolver):
+class CaffeAdaDelta(Solver):
     """AdaDelta (adadelta_solver.cpp).
 
     h = momentum * h + (1 - momentum) * g^2;  u = g * sqrt((k + delta) / (h + delta))
@@ -272,6 +272,37 @@ class CaffeAdaDelta(CaffeSolver):
         _decay_squares(updates_squares, ratios, momentum)
         torch._foreach_mul_(ratios, group["lr"])
         return ratios
+
+
+class TorchSGD(Solver):
+    """PyTorch's SGD, also Torch7's: the LR stands outside the momentum buffer.
+
+    g += weight_decay * w;  v = momentum * v + g;  w -= lr * v, or with Nesterov's momentum lr * (g + momentum * v)
+
+    torch.optim.SGD computes the same, but reads the LR on the host.
+
+    Args:
+        params, lr, momentum, weight_decay: as `CaffeSGD`.
+        nesterov: which of the two.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.0,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+    def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
+        velocities: Tensors = self.history("velocity", params)
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, grads)
+        if group["nesterov"]:
+            velocities = torch._foreach_add(grads, velocities, alpha=group["momentum"])
+        return torch._foreach_mul(velocities, group["lr"])
 
 
 def caffe_sgd(model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0, multipliers: bool = True) -> CaffeSGD:
@@ -334,11 +365,9 @@ def torch_sgd(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     multipliers: bool = True,
-) -> torch.optim.SGD:
+) -> TorchSGD:
     """PyTorch's SGD, also Torch7's: the LR stands outside the momentum buffer. With Caffe's multipliers."""
-    _check_decay("momentum", momentum)
-    groups = param_groups(model, weight_decay, multipliers)
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    return TorchSGD(param_groups(model, weight_decay, multipliers), momentum=momentum, nesterov=nesterov)
 
 
 def _check_decay(key: str, value: float) -> None:

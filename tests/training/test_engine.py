@@ -1,16 +1,23 @@
 """The fast engine equals the reference step: the same program, run without a graph where there is no GPU."""
 
+import contextlib
 import copy
+import functools
 import itertools
+import types
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from small_runs import WithDropout
 
 from cyclical_lr.data.cifar import ImageSet
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.models.cifar10_sigmoid import Cifar10Sigmoid
+from cyclical_lr.models.densenet import DenseNet
 from cyclical_lr.models.resnet import ResNet
+from cyclical_lr.models.stochastic_depth import StochasticDepth
+from cyclical_lr.records import ConfigError
 from cyclical_lr.solvers import (
     caffe_adadelta,
     caffe_adagrad,
@@ -20,7 +27,7 @@ from cyclical_lr.solvers import (
     caffe_sgd,
     torch_sgd,
 )
-from cyclical_lr.training.engine import FastEngine, exact_arithmetic, reference_step, unsuited
+from cyclical_lr.training.engine import FastEngine, exact_arithmetic, reference_step, seed_step, unsuited
 
 torch.set_num_threads(1)
 exact_arithmetic()
@@ -30,8 +37,13 @@ NETWORKS = {
     "cifar10_full": Cifar10Full,
     "cifar10_sigmoid": Cifar10Sigmoid,
     "cifar10_sigmoid_bn": lambda: Cifar10Sigmoid(batch_norm=True),
+    "resnet": lambda: ResNet(depth=8),
+    "stochastic_depth": lambda: StochasticDepth(depth=8),
+    "densenet": lambda: DenseNet(depth=7),
+    "densenet_caffe": lambda: DenseNet(depth=7, form="caffe", drop_rate=0.2),
+    "with_dropout": WithDropout,
 }
-SOLVERS = {
+CAFFES = {
     "sgd": caffe_sgd,
     "nesterov": caffe_nesterov,
     "adam": caffe_adam,
@@ -39,6 +51,12 @@ SOLVERS = {
     "adagrad": caffe_adagrad,
     "adadelta": caffe_adadelta,
 }
+SOLVERS = {**CAFFES, "torch_sgd": functools.partial(torch_sgd, momentum=0.9, nesterov=True)}
+PAIRS = [
+    *itertools.product(("cifar10_full", "cifar10_sigmoid", "cifar10_sigmoid_bn"), CAFFES),
+    *itertools.product(("resnet", "stochastic_depth", "densenet", "with_dropout"), ("torch_sgd",)),
+    ("densenet_caffe", "nesterov"),
+]
 
 
 def make_runs(network, solver, device: str, seeds=(0, 1)):
@@ -73,25 +91,105 @@ def assert_same(networks, solvers, others, other_solvers, tolerance: float) -> N
                 torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("network", "solver"), list(itertools.product(NETWORKS, SOLVERS)))
-def test_blocks_of_the_fast_engine_leave_what_single_reference_steps_leave(network, solver, device):
+def check_equal(
+    network: str, solver: str, device: str, augment: str = "none", adapt: Callable[[FastEngine], None] = lambda _: None
+) -> None:
+    """Twelve iterations of two seeds on both engines: the same weights, the same state of the solvers, bit for bit."""
     networks, solvers = make_runs(network, solver, device)
     others, other_solvers = make_runs(network, solver, device)
-    indices, train_set = batches(2, 12, device), images(device)
+    indices, train_set, seeds = batches(2, 12, device), images(device, augment), (5, 6)
     sums = [torch.zeros((), dtype=torch.float64, device=device) for _ in networks]
-    engine = FastEngine(networks, solvers, train_set, LRS, sums)
+    engine = FastEngine(networks, solvers, train_set, LRS, sums, seeds)
+    adapt(engine)
     for start, end in ((0, 5), (5, 6), (6, 12)):  # a shorter block, then one that needs more memory
         engine(start, indices[:, start:end])
 
     expected = [0.0, 0.0]
     for t, (m, other) in itertools.product(range(12), enumerate(others)):
+        seed_step(seeds[m], t)
         x, y = train_set(indices[m, t])
         expected[m] += float(reference_step(other, other_solvers[m], x, y, LRS[t]))
 
     assert_same(networks, solvers, others, other_solvers, tolerance=0)
     assert [float(total) for total in sums] == pytest.approx(expected, rel=1e-12)
     assert not torch.equal(next(networks[0].parameters()), next(networks[1].parameters()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("network", "solver"), PAIRS)
+def test_blocks_of_the_fast_engine_leave_what_single_reference_steps_leave(network, solver, device):
+    check_equal(network, solver, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_augmented_images_are_those_of_the_reference(device):
+    check_equal("resnet", "torch_sgd", device, "crop_flip")
+
+
+class Stream:
+    """In place of a CUDA stream: the runs whose work stands before what comes next on it."""
+
+    def __init__(self, *runs: int) -> None:
+        self.runs, self.before = set(runs), set()
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.before |= other.before
+
+
+@pytest.fixture
+def here(monkeypatch) -> Stream:
+    """The stream on which the caller is; entering another one puts its run's work there."""
+
+    @contextlib.contextmanager
+    def stream(entered: Stream):
+        yield
+        entered.before |= entered.runs
+
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return current
+
+
+def test_runs_on_streams_do_not_wait_for_each_other_and_what_follows_waits_for_all(here):
+    networks, solvers = make_runs("cifar10_full", "sgd", "cpu", seeds=(0, 1, 2))
+    engine = FastEngine(networks, solvers, images("cpu"), LRS, [torch.zeros((), dtype=torch.float64) for _ in networks])
+    engine.streams = [Stream(run) for run in range(3)]
+    engine(0, batches(3, 2, "cpu"))
+    assert [stream.before for stream in engine.streams] == [{0}, {1}, {2}]
+    assert here.before == {0, 1, 2}
+
+
+def test_graphs_come_after_the_warm_up_and_again_where_a_block_needs_more_memory(monkeypatch, here):
+    captured = []
+
+    def capture(engine: FastEngine, run: int) -> types.SimpleNamespace:
+        captured.append((run, engine.indices.shape[1], engine.warm))
+        return types.SimpleNamespace(replay=lambda: engine._step(run))
+
+    def adapt(engine: FastEngine) -> None:
+        engine.streams = [Stream(0, 1)] * 2
+
+    monkeypatch.setattr(FastEngine, "_capture", capture)
+    check_equal("with_dropout", "torch_sgd", "cpu", adapt=adapt)
+    assert captured == [(0, 5, 3), (1, 5, 3), (0, 6, 6), (1, 6, 6)]
+
+
+def test_a_network_that_draws_on_the_host_is_not_captured(monkeypatch):
+    """On a CPU the device's generator is the host's."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", types.SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+
+    def capture(network: str) -> None:
+        (model,), (solver,) = make_runs(network, "torch_sgd", "cpu", seeds=(0,))
+        engine = FastEngine([model], [solver], images("cpu"), LRS, [torch.zeros((), dtype=torch.float64)], [0])
+        engine.streams = [Stream(0)]
+        engine.indices = batches(1, 1, "cpu")
+        engine._capture(0)
+
+    capture("resnet")
+    with pytest.raises(ConfigError, match=r"draws random numbers on the host.*use engine=reference"):
+        capture("with_dropout")
 
 
 def test_each_iteration_uses_its_own_learning_rate_and_samples():
@@ -104,16 +202,10 @@ def test_each_iteration_uses_its_own_learning_rate_and_samples():
     assert not torch.equal(start["conv1.weight"], network.conv1.weight)
 
 
-@pytest.mark.parametrize(
-    ("network", "solver", "augment", "reason"),
-    [
-        *((Cifar10Full(), solver, "none", "") for solver in SOLVERS.values()),
-        (Cifar10Full(), caffe_sgd, "crop_flip", "draws random numbers"),
-        (Cifar10Full(), torch_sgd, "none", "SGD does not take its LR as a tensor"),
-        (ResNet(depth=20, num_classes=10), caffe_sgd, "none", ""),
-    ],
-    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
-)
-def test_runs_that_a_graph_cannot_hold_are_told_from_those_that_it_can(network: nn.Module, solver, augment, reason):
-    told = unsuited([network], [solver(network)], images("cpu", augment))
-    assert reason in told and bool(told) == bool(reason)
+def test_the_fast_engine_takes_the_studys_solvers_and_refuses_one_that_reads_its_lr_on_the_host():
+    (network,) = make_runs("cifar10_full", "sgd", "cpu", seeds=(0,))[0]
+    for solver in SOLVERS.values():
+        assert unsuited([solver(network)], images("cpu")) == ""
+    assert unsuited([torch.optim.Adam(network.parameters())], images("cpu")) == (
+        "Adam does not take its LR as a tensor"
+    )

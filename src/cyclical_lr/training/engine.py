@@ -77,18 +77,22 @@ def _weighted_loss(network: Any, heads: tuple[Tensor, ...], y: Tensor) -> Tensor
 
 
 class FastEngine:
-    """Many iterations of several runs without Python in between: one CUDA graph, replayed once per iteration.
+    """Many iterations of several runs with next to no Python in between: a run's step is a CUDA graph, replayed.
 
-    The graph holds `reference_step` of every run, each on a stream of its own, and reads the LR, the samples' indices
-    and its own position from device memory. On a CPU the same program runs without a graph: that is how it is tested
-    where there is no GPU.
+    The graph holds one `reference_step`, and reads the LR, the samples' indices and its own position from device
+    memory. Each run's is replayed on a stream of its own, so that runs do not wait for each other. On a CPU the same
+    program runs without graphs: that is how it is tested where there is no GPU.
 
     Args:
-        networks, solvers: one each per run, on one device, in training mode. No random numbers are drawn in training,
-            and the solvers take the LR as a tensor (`unsuited`).
+        networks, solvers: one each per run, on one device, in training mode. The solvers take the LR as a tensor
+            (`unsuited`), and neither they nor the networks look at a value of the device's.
         train_set: maps indices, int64 [batch], to (x, y) on the device.
         lrs: the schedule's value at every iteration.
         loss_sums: 0-dim tensors on the device, one per run, to which each iteration's loss is added.
+        seeds: one each of runs that draw random numbers while they train. They draw on the device, whose generator is
+            seeded before each step (`seed_step`) and read anew by each replay.
+    Raises:
+        ConfigError: on a GPU, by the call that captures: a run draws on the host.
     """
 
     WARM_UP = 3
@@ -101,61 +105,75 @@ class FastEngine:
         train_set: nn.Module,
         lrs: Sequence[float],
         loss_sums: Sequence[Tensor],
+        seeds: Sequence[int] = (),
     ) -> None:
         self.runs = list(zip(networks, solvers, loss_sums, strict=True))
         self.train_set = train_set
         self.device = loss_sums[0].device
+        self.seeds = seeds
         self.lrs = torch.tensor(lrs, dtype=torch.float64, device=self.device)
-        self.iteration, self.row = (torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2))
+        self.iterations, self.rows = torch.zeros(2, len(self.runs), 1, dtype=torch.int64, device=self.device)
         self.indices = torch.zeros(0)
-        self.streams = [torch.cuda.Stream(self.device) for _ in networks] if self.device.type == "cuda" else []
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.streams: list[torch.cuda.Stream] = []
+        if self.device.type == "cuda":
+            # All graphs read one copy of the generator's state: runs that draw numbers take turns.
+            count = 1 if seeds else len(self.runs)
+            self.streams = [torch.cuda.Stream(self.device) for _ in range(count)] * (len(self.runs) // count)
         self.warm = 0
 
     def __call__(self, start: int, indices: Tensor) -> None:
         """Train iterations `start` to `start` + k - 1 on `indices`, int64 [runs, k, batch], of the training set."""
         runs, k, batch = indices.shape
-        if self.indices.shape[1:2] < indices.shape[1:2]:  # the graph reads fixed memory: a longer block needs another
+        if self.indices.shape[1:2] < indices.shape[1:2]:  # graphs read fixed memory: a longer block needs others
             self.indices = torch.zeros((runs, k, batch), dtype=torch.int64, device=self.device)
-            self.graph = None
+            self.graphs = []
         self.indices[:, :k].copy_(indices)
-        self.iteration.fill_(start)
-        self.row.zero_()
-        for _ in range(k):
-            if self.graph is None and self.streams and self.warm >= self.WARM_UP:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._iterate()
-            if self.graph is None:
-                self._iterate()
-                self.warm += 1
-            else:
-                self.graph.replay()
+        self.iterations.fill_(start)
+        self.rows.zero_()
+        for stream in self.streams:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+        for iteration in range(start, start + k):
+            if self.streams and not self.graphs and self.warm >= self.WARM_UP:
+                self.graphs = [self._capture(run) for run in range(runs)]
+            for run in range(runs):
+                if self.seeds:
+                    seed_step(self.seeds[run], iteration)
+                with torch.cuda.stream(self.streams[run] if self.streams else None):
+                    if self.graphs:
+                        self.graphs[run].replay()
+                    else:
+                        self._step(run)
+            self.warm += 1
+        for stream in self.streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
 
-    def _iterate(self) -> None:
-        """One iteration of every run; reads and writes device memory alone, with nothing left to Python."""
+    def _capture(self, run: int) -> torch.cuda.CUDAGraph:
+        graph, drawn = torch.cuda.CUDAGraph(), torch.get_rng_state()
+        with torch.cuda.graph(graph, stream=self.streams[run]):
+            self._step(run)
+        if not torch.equal(drawn, torch.get_rng_state()):
+            raise ConfigError(
+                "engine=fast: the run draws random numbers on the host, of which a graph would repeat the first ones "
+                "for ever; use engine=reference, or draw on the device"
+            )
+        return graph
+
+    def _step(self, run: int) -> None:
+        """One iteration of a run; reads and writes device memory alone, with nothing left to Python."""
         torch.clear_autocast_cache()  # its copies of the weights are those of the iteration before
-        here = torch.cuda.current_stream(self.device) if self.streams else None
-        lr = self.lrs.index_select(0, self.iteration).squeeze(0)
-        for number, (network, solver, loss_sum) in enumerate(self.runs):
-            stream = self.streams[number] if self.streams else None
-            if stream is not None and here is not None:
-                stream.wait_stream(here)
-            with torch.cuda.stream(stream):
-                x, y = self.train_set(self.indices[number].index_select(0, self.row).squeeze(0))
-                loss_sum += reference_step(network, solver, x, y, lr)
-            if stream is not None and here is not None:
-                here.wait_stream(stream)
-        self.iteration += 1
-        self.row += 1
+        network, solver, loss_sum = self.runs[run]
+        x, y = self.train_set(self.indices[run].index_select(0, self.rows[run]).squeeze(0))
+        lr = self.lrs.index_select(0, self.iterations[run]).squeeze(0)
+        loss_sum += reference_step(network, solver, x, y, lr)
+        self.iterations[run].add_(1)
+        self.rows[run].add_(1)
 
 
-def unsuited(networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
+def unsuited(solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
     """Why `FastEngine` cannot train these runs; empty where it can."""
     if ddp.ranks() > 1:
         return "the run is spread over several ranks"
-    if any(getattr(module, "stochastic", False) for root in (*networks, train_set) for module in root.modules()):
-        return "the run draws random numbers while it trains"
     if not getattr(train_set, "resident", False):
         return "the training set does not live on the device"
     if not all(getattr(solver, "takes_tensor_lr", False) for solver in solvers):
@@ -163,9 +181,7 @@ def unsuited(networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_
     return ""
 
 
-def choose_engine(
-    wanted: str, networks: Sequence[nn.Module], solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device
-) -> str:
+def choose_engine(wanted: str, solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device) -> str:
     """The engine for these runs, "fast" or "reference".
 
     "auto" takes the fast one on devices for which `check_file` is there and says that it equals the reference.
@@ -173,7 +189,7 @@ def choose_engine(
     Raises:
         ConfigError: "fast" is wanted for runs that it cannot train.
     """
-    reason = unsuited(networks, solvers, train_set)
+    reason = unsuited(solvers, train_set)
     if wanted == "fast" and reason:
         raise ConfigError(f"engine=fast: {reason}; use engine=auto or engine=reference")
     if wanted == "auto":

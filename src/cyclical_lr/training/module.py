@@ -183,7 +183,8 @@ class Classifier(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.engine == "fast":
             solvers = [member.solver for member in self.members]
-            self._fast = FastEngine(list(self.networks), solvers, self.train_set, self.lrs, self._loss_sums)
+            seeds = [member.seed for member in self.members] if self.draws else []
+            self._fast = FastEngine(list(self.networks), solvers, self.train_set, self.lrs, self._loss_sums, seeds)
 
     def on_train_epoch_start(self) -> None:
         self.start_clock()

@@ -224,8 +224,7 @@ def _train_together(
         default_root_dir=folders[members[0].run_id],
     )
     device = trainer.strategy.root_device
-    networks, solvers = [member.network for member in members], [member.solver for member in members]
-    engine = choose_engine(plan["engine"], networks, solvers, data.train, device)
+    engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device)
     device_name = provenance.device_name(device)
     for member, config in zip(members, configs, strict=True):
         member.segments.append(
