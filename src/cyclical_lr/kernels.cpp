@@ -213,66 +213,72 @@ struct Norm {
     double alpha, beta;
 };
 
-// out = sums of `in` over the window of each pixel, one image; `column` holds a row of pixels.
-template <class A> void window_sums(const A* __restrict in, A* __restrict out, A* __restrict column, const Norm& p) {
+// then(place, sum over the place's window) for each register of row h, with value(place) what is added up; `column` holds
+// a row. A place counts numbers from the image's start.
+template <class V, class A, class Value, class Then>
+inline void window_sums(int64_t h, A* column, const Norm& p, Value value, Then then) {
     const int64_t c = p.channels, row = p.width * c;
-    for (int64_t h = 0; h < p.height; ++h) {
-        const int64_t top = std::max<int64_t>(h - p.reach, 0), bottom = std::min(h + p.reach + 1, p.height);
-        for (int64_t i = 0; i < row; ++i) column[i] = in[top * row + i];
-        for (int64_t near = top + 1; near < bottom; ++near)
-            for (int64_t i = 0; i < row; ++i) column[i] += in[near * row + i];
-        for (int64_t w = 0; w < p.width; ++w) {
-            const int64_t left = std::max<int64_t>(w - p.reach, 0), right = std::min(w + p.reach + 1, p.width);
-            A* __restrict sum = out + h * row + w * c;
-            for (int64_t i = 0; i < c; ++i) sum[i] = column[left * c + i];
-            for (int64_t near = left + 1; near < right; ++near)
-                for (int64_t i = 0; i < c; ++i) sum[i] += column[near * c + i];
+    const int64_t top = std::max<int64_t>(h - p.reach, 0), bottom = std::min(h + p.reach + 1, p.height);
+    for (int64_t i = 0; i < row; i += LANES) {
+        V sum = value(top * row + i);
+        for (int64_t near = top + 1; near < bottom; ++near) sum += value(near * row + i);
+        narrowed(sum, column + i);
+    }
+    for (int64_t w = 0; w < p.width; ++w) {
+        const int64_t left = std::max<int64_t>(w - p.reach, 0), right = std::min(w + p.reach + 1, p.width);
+        for (int64_t channel = 0; channel < c; channel += LANES) {
+            V sum = widened(column + left * c + channel);
+            for (int64_t near = left + 1; near < right; ++near) sum += widened(column + near * c + channel);
+            then(h * row + w * c + channel, sum);
         }
     }
 }
 
-template <class A> void raise(A* __restrict out, const A* __restrict base, int64_t n, A exponent) {
+template <class V, class A> inline V raised(const V& base, A exponent) {
+    V out;
     if (exponent == A(0.75))  // roots cost a fraction of a pow
-        for (int64_t i = 0; i < n; ++i) {
-            const A root = std::sqrt(base[i]);
-            out[i] = root * std::sqrt(root);
-        }
+        for (int l = 0; l < LANES; ++l) out[l] = std::sqrt(base[l]) * std::sqrt(std::sqrt(base[l]));
     else
-        for (int64_t i = 0; i < n; ++i) out[i] = std::pow(base[i], exponent);
+        for (int l = 0; l < LANES; ++l) out[l] = std::pow(base[l], exponent);
+    return out;
 }
 
 // With dy null: y = x * scale^-beta, scale = 1 + alpha * (mean of x^2 over the window). Else y is the gradient of x:
 // dy * scale^-beta - 2 alpha beta x * (mean of dy * x * scale^(-beta - 1) over the window).
 template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) {
     using A = typename Wide<T>::type;
+    using V = typename Wide<T>::Values;
     const int64_t size = p.height * p.width * p.channels, side = 2 * p.reach + 1;
-    const A mean = A(p.alpha) / A(side * side), slope = A(-2 * p.beta) * mean;
+    const A mean = A(p.alpha) / A(side * side), slope = A(-2 * p.beta) * mean, beta = A(p.beta);
 #pragma omp parallel num_threads(p.threads)
     {
         thread_local std::vector<A> memory;  // kept: fresh memory costs more than what is done in it
-        memory.resize(4 * size + p.width * p.channels);
-        A* __restrict wide = memory.data();
-        A* __restrict inverse = wide + size;  // of scale
-        A* __restrict power = inverse + size;
-        A* __restrict work = power + size;
-        A* column = work + size;
+        memory.resize(p.width * p.channels + (dy ? 2 * size : 0));
+        A* column = memory.data();
+        A* direct = column + p.width * p.channels;
+        A* through_scale = direct + size;
 #pragma omp for
         for (int64_t image = 0; image < p.images; ++image) {
-            const T* __restrict in = x + image * size;
-            T* __restrict out = y + image * size;
-            for (int64_t i = 0; i < size; ++i) wide[i] = in[i], work[i] = wide[i] * wide[i];
-            window_sums<A>(work, inverse, column, p);
-            for (int64_t i = 0; i < size; ++i) inverse[i] = 1 / (1 + mean * inverse[i]);
-            raise<A>(power, inverse, size, A(p.beta));
-            if (!dy) {
-                for (int64_t i = 0; i < size; ++i) out[i] = T(wide[i] * power[i]);
-                continue;
-            }
-            const T* __restrict upstream = dy + image * size;
-            for (int64_t i = 0; i < size; ++i) power[i] *= A(upstream[i]), work[i] = power[i] * wide[i] * inverse[i];
-            A* __restrict sum = inverse;
-            window_sums<A>(work, sum, column, p);
-            for (int64_t i = 0; i < size; ++i) out[i] = T(power[i] + slope * wide[i] * sum[i]);
+            const T* in = x + image * size;
+            const T* upstream = dy ? dy + image * size : nullptr;
+            T* out = y + image * size;
+            const auto square = [&](int64_t at) {
+                const V value = widened(in + at);
+                return value * value;
+            };
+            for (int64_t h = 0; h < p.height; ++h)
+                window_sums<V>(h, column, p, square, [&](int64_t at, const V& sum) {
+                    const V value = widened(in + at), inverse = 1 / (1 + mean * sum), power = raised(inverse, beta);
+                    if (!dy) return narrowed(value * power, out + at);
+                    const V passed = widened(upstream + at) * power;
+                    narrowed(passed, direct + at);
+                    narrowed(passed * value * inverse, through_scale + at);
+                });
+            for (int64_t h = 0; dy && h < p.height; ++h)
+                window_sums<V>(h, column, p, [&](int64_t at) { return widened(through_scale + at); },
+                    [&](int64_t at, const V& sum) {
+                        narrowed(widened(direct + at) + slope * widened(in + at) * sum, out + at);
+                    });
         }
     }
 }
