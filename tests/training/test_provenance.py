@@ -93,3 +93,10 @@ def test_versions_and_device_are_named():
     device = provenance.device_name(torch.device("cpu"))
     assert torch.backends.cpu.get_cpu_capability() in device and "native bf16" in device
     assert ("no native bf16" in device) != provenance.native_bf16()
+
+
+def test_processors_of_one_name_are_told_apart_by_their_family(monkeypatch):
+    cores = "model name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n\nmodel name\t: other\nmodel\t\t: 3\n"
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: cores)
+    assert provenance.device_name(torch.device("cpu")).startswith("AMD EPYC family 26 model 2 (")

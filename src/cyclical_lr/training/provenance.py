@@ -49,13 +49,17 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Model of the device, and for a CPU its vector instructions."""
+    """Model of the device; of a CPU also family, since cloud machines name no model, and vector instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    model = model or platform.processor() or platform.machine()
+    fields: dict[str, str] = {}
+    for line in info.read_text().splitlines() if info.exists() else []:
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())  # the first core's
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        model += f" family {fields['cpu family']} model {fields['model']}"
     bf16 = "native bf16" if native_bf16() else "no native bf16"
     return f"{model} ({torch.backends.cpu.get_cpu_capability()}, {bf16})"
 
