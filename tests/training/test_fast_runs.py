@@ -13,11 +13,11 @@ from small_runs import PowerCut, assert_same_bits, cut, records_in, train
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.run import Outcome
 
-DEVICES = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
+TRAINERS = ["cpu", *(["gpu", "gpu_bf16"] if torch.cuda.is_available() else [])]
 LONG = ("iterations=26", "eval_every=8")
 
 
-@pytest.fixture(params=DEVICES, ids=lambda device: "cuda" if device == "gpu" else device)
+@pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.replace("gpu", "cuda"))
 def on(request):
     return f"trainer={request.param}"
 
