@@ -244,11 +244,11 @@ def soak(folder: Path, runs: int, faults: int, processes: int, seed: int = 0) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
-    parser.add_argument("--runs", type=int, help="default: a third of the faults, at least 6")
+    parser.add_argument("--runs", type=int, help="default: a third of the faults, at least 12")
     parser.add_argument("--processes", type=int, default=20, help="at once; default: 20")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     arguments = parser.parse_args()
-    runs = arguments.runs or max(6, arguments.faults // 3)
+    runs = arguments.runs or max(12, arguments.faults // 3)
     folder = Path(mkdtemp(prefix="soak-"))
     print(f"{arguments.processes} processes, {runs} runs, {arguments.faults} faults in {folder}")
     print(soak(folder, runs, arguments.faults, arguments.processes, arguments.seed))

@@ -19,8 +19,8 @@ TINY = "data=cifar10_sample data.batch_size=4 data.eval_batch_size=500 compress=
 
 @pytest.mark.slow
 def test_twenty_processes_of_which_ten_are_killed_at_random_moments_leave_every_run_once_and_whole(tmp_path):
-    outcome = soak(tmp_path, runs=6, faults=10, processes=20)
-    assert (outcome.runs, outcome.processes, outcome.faults) == (6, 20, 10)
+    outcome = soak(tmp_path, runs=12, faults=10, processes=20)
+    assert (outcome.runs, outcome.processes, outcome.faults) == (12, 20, 10)
     assert outcome.torn > 0 and outcome.continued > 0  # else nothing was put to the test
 
 

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+from cyclical_lr import kernels
 from cyclical_lr.records import CurveRow, write_atomic, write_curve
 from cyclical_lr.training import ddp
 from cyclical_lr.training.module import Classifier, Member
@@ -35,6 +36,7 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     Raises:
         OSError: the disk is full or read-only; the checkpoints before stay intact.
     """
+    member.segments[-1]["kernels"] = kernels.kind()
     state = {name: getattr(member, name) for name in SAVED}
     state["run_id"] = member.run_id
     state["curve"] = [astuple(row) for row in member.curve]

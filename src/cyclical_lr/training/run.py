@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from cyclical_lr import records
+from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
@@ -292,6 +292,9 @@ def _train_together(
 def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], error: Exception | None) -> Record:
     accuracies = [row.test_accuracy for row in member.curve]
     last = member.segments[-1]
+    last["kernels"] = kernels.kind()
+    # The process that writes the record may have had nothing left to train.
+    used = [segment["kernels"] for segment in member.segments if segment.get("kernels", "none") != "none"]
     data = config["data"]
     return Record(
         run_id=member.run_id,
@@ -315,7 +318,7 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         started=member.started,
         ended=_now(),
         message=member.diverged or (f"{type(error).__name__}: {error}" if error else ""),
-        versions=provenance.versions(),
+        versions={**provenance.versions(), "kernels": used[-1] if used else "none"},
         segments=member.segments,
         config=config,
     )
