@@ -186,6 +186,10 @@ GROUPS: dict[str, list[tuple[str, int, str]]] = {
         ("cifar10_exp_range", 42_000, "exp_range, 42k"),
         ("cifar10_exp_matched", 42_000, "exp at its mean, 42k"),
     ],
+    "Is it the order of images?": [
+        ("cifar10_tri2[data.shuffle=True]", 25_000, "CLR, shuffled"),
+        ("cifar10_fixed_25k[data.shuffle=True]", 25_000, "fixed, 25k, shuffled"),
+    ],
     "Which reading of CLR?": [
         ("cifar10_tri", 25_000, "no halving, 3 phases"),
         ("cifar10_tri_no_drops", 24_000, "no phases, 24k: cycle end"),
