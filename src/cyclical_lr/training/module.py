@@ -54,8 +54,8 @@ class Classifier(pl.LightningModule):
     Args:
         members: runs that stand at the same iteration.
         train_set, test_set: modules that map what the loaders yield to (x, y), with `len`. A module in them or in a
-            network that draws random numbers while it trains says so by an attribute `stochastic`; a test set of which
-            the top-5 accuracy is wanted too, by `top5`.
+            network that draws random numbers while it trains, from torch's generator of its device, says so by an
+            attribute `stochastic`; a test set of which the top-5 accuracy is wanted too, by `top5`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
         engine: "reference", or "fast" where `engine.unsuited` has nothing against it.
     """

@@ -292,9 +292,8 @@ def _train_together(
 def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], error: Exception | None) -> Record:
     accuracies = [row.test_accuracy for row in member.curve]
     last = member.segments[-1]
-    last["kernels"] = kernels.kind()
     # The process that writes the record may have had nothing left to train.
-    used = [segment["kernels"] for segment in member.segments if segment.get("kernels", "none") != "none"]
+    used = (kernels.kind(), *(segment.get("kernels", "none") for segment in reversed(member.segments)))
     data = config["data"]
     return Record(
         run_id=member.run_id,
@@ -318,7 +317,7 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         started=member.started,
         ended=_now(),
         message=member.diverged or (f"{type(error).__name__}: {error}" if error else ""),
-        versions={**provenance.versions(), "kernels": used[-1] if used else "none"},
+        versions={**provenance.versions(), "kernels": next((kind for kind in used if kind != "none"), "none")},
         segments=member.segments,
         config=config,
     )
