@@ -91,6 +91,16 @@ def paper(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "paper" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
+NETWORKS_OF = {
+    "figure6": {"Cifar10Sigmoid"},
+    "table1_imagenet": {"AlexNet", "GoogLeNet"},
+    "figure7": {"AlexNet"},
+    "figure11": {"GoogLeNet"},
+    "table4": {"ResNet", "StochasticDepth", "DenseNet"},
+    "text_densenet_caffe": {"DenseNet"},
+}
+"""The networks of a family of claims; all others are on cifar10_full."""
+
 CLAIMS = paper("claims")["claims"]
 ROWS = {row["id"]: row for table in ("table1", "table3", "table4", "text") for row in paper(table)["rows"]}
 
@@ -274,8 +284,8 @@ def test_a_claim_is_complete_and_decided_by_a_known_rule(claim, configs):
         if config := configs.get(operand["experiment"].partition("[")[0]):
             assert operand["iteration"] <= config["iterations"]
             assert operand["iteration"] % config["eval_every"] == 0
-            network = "Cifar10Sigmoid" if claim["family"] == "figure6" else "Cifar10Full"
-            assert config["model"]["_target_"].endswith(f".{network}")
+            network = config["model"]["_target_"].rpartition(".")[2]
+            assert network in NETWORKS_OF.get(claim["family"], {"Cifar10Full"})
 
 
 @pytest.mark.parametrize("claim", [c for c in CLAIMS if c["rule"] == "number"], ids=lambda claim: claim["id"])
@@ -289,16 +299,29 @@ def test_a_number_claim_quotes_the_row_that_it_names(claim):
             assert f"{row['iterations']:,}" in claim["text"]
 
 
-def test_every_cifar10_full_row_of_tables_1_and_3_is_a_number_claim():
+def test_every_number_of_the_paper_is_a_claim():
     claimed = {(c["row"], c["operands"][0]["experiment"]) for c in CLAIMS if c["rule"] == "number"}
     wanted = {
         (row["id"], row[reading])
         for row in ROWS.values()
         for reading in ("experiment", "staged")
-        if row["architecture"] == "cifar10_full" and reading in row
+        if reading in row and "accuracy" in row
     }
-    assert len(wanted) == 5 + 12 + 5
+    assert len(wanted) == 14 + 12 + 5 + 24 + 6  # Table 1; Table 3, staged too; Table 4; text
     assert wanted <= claimed
+    assert {row["id"] for row in paper("text")["bounds"]} <= {c["row"] for c in CLAIMS if c["rule"] == "bounds"}
+
+
+def test_clr_is_compared_with_each_lr_of_table_4():
+    compared = {tuple(each["experiment"] for each in c["operands"]): c["rule"] for c in CLAIMS}
+    tables = ("table4_", "text_densenet")
+    last = [row for row in ROWS.values() if row["id"].startswith(tables) and row["policy"] == "CLR"]
+    assert len(last) == 7
+    for clr in last:
+        for lr in ("lr01", "lr02", "lr03"):
+            other = next(r for r in ROWS.values() if r["experiment"] == clr["experiment"].replace("clr", lr))
+            rule = "greater" if clr["accuracy"] > other["accuracy"] else "equal"
+            assert compared[clr["experiment"], other["experiment"]] == rule
 
 
 def test_the_compressed_fixed_schedule_stands_beside_every_time_to_target():

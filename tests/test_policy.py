@@ -129,6 +129,7 @@ def test_each_phase_counts_from_its_own_start(first, second, start, t):
 def test_held_changes_at_multiples_of_every_alone(made, stretch, t):
     held, start = Held(made[0], stretch), t - t % stretch
     assert held(t) == held(start) == made[0](start)
+    assert Held(made[0], stretch, first=1)(t) == held(t + stretch)
 
 
 # ---- Speed -----------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ VALID = {
     Exp: {"base_lr": 0.1, "gamma": 0.9},
     RangeTest: {"base_lr": 0.0, "max_lr": 0.2, "stepsize": 5},
     Drops: {"schedule": Fixed(0.1), "milestones": [10, 20], "gamma": 0.1},
-    Held: {"schedule": Fixed(0.1), "every": 391},
+    Held: {"schedule": Fixed(0.1), "every": 391, "first": 1},
     Phase: {"start": 0, "schedule": Fixed(0.1)},
     Phases: {"phases": [Phase(0, Fixed(0.1)), Phase(10, Fixed(0.2))]},
     Compressed: {"schedule": Fixed(0.1), "factor": 2},
@@ -198,6 +199,7 @@ BAD = {
     "milestones": [[20, 10], [10, 10], 10, "10", None],
     "schedule": [0.1, None, {"_target_": "Fixed"}, Fixed],
     "every": [0, -391, 391.0, "391", None, True],
+    "first": [-1, 1.0, "1", None],
     "start": [-1, 0.0, "0", None],
     "phases": [[], None, Fixed(0.1)],
     "factor": [0, -2, 2.0, 1.5],

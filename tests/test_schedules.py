@@ -122,16 +122,19 @@ def test_drops_multiply_whatever_is_inside():
 def test_held_repeats_the_value_at_the_start_of_each_stretch():
     # The triangle 1 2 3 4 5 4 3 2 1, of which every third value is seen.
     assert every(Held(Triangular(1, 5, stepsize=4), every=3), 9) == [1, 1, 1, 4, 4, 4, 3, 3, 3]
+    assert every(Held(Triangular(1, 5, stepsize=4), every=3, first=1), 6) == [4, 4, 4, 3, 3, 3]
 
 
 def test_held_by_epoch_is_the_papers_torch_listing_which_counts_epochs():
     # Table 4's ResNet: 391 iterations an epoch, a cycle of 16.4 epochs.
     held = Held(Triangular(0.1, 0.3, stepsize=3206), every=391)
+    from_1 = Held(Triangular(0.1, 0.3, stepsize=3206), every=391, first=1)
     for epoch in range(164):
         cycle = math.floor(1 + epoch / 16.4)
         lr = 0.1 + 0.2 * max(0.0, 1 - abs(epoch / 8.2 - 2 * cycle + 1))
         # 3,206 stands for 8.2 x 391 = 3,206.2, which after ten cycles is four iterations, a hundredth of an epoch.
         assert held(np.array([391 * epoch, 391 * epoch + 390])) == pytest.approx([lr, lr], abs=0.2 * 4 / 3206)
+        assert epoch == 0 or from_1(391 * (epoch - 1)) == held(391 * epoch)
 
 
 def test_phases_restart_the_cycle_and_the_halving():

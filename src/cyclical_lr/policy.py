@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "milestones": _milestones,
     "schedule": _schedule,
     "every": _duration,
+    "first": _integer(0, "an integer of at least 0", "give the number of the first epoch, 0 or 1"),
     "start": _integer(0, "an integer iteration of at least 0", "give the iteration at which the phase begins"),
     "factor": _multiple,
     "iterations": _duration,

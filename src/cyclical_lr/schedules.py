@@ -287,20 +287,22 @@ class Drops:
 
 @dataclass(frozen=True)
 class Held:
-    """Any schedule, looked up only every `every` iterations and held in between: lr(t) = schedule(t - t % every).
+    """Any schedule, looked up only every `every` iterations: lr(t) = schedule((t // every + first) * every).
 
     With the iterations of an epoch it is the LR of Section 3.1's Torch listing, which counts epochs, and so of Table 4.
+    `first` is the number of the first epoch: 0, or 1 as in Table 4's original programs.
     """
 
     schedule: Schedule
     every: int
+    first: int = 0
 
     def __post_init__(self) -> None:
         settle(self)
 
     @of_iterations
     def __call__(self, t: Iterations) -> Rates:
-        return self.schedule(t - t % self.every)
+        return self.schedule((t // self.every + self.first) * self.every)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ class CifarData(pl.LightningDataModule):
             name: which set.
             num_classes: number of labels, checked against the files.
             train_sha256, test_sha256: what `sha256_in_order` or `sha256_as_set` must give.
-            checksum: which of the two; "as_set" accepts copies whose images stand in another order.
+            checksum: which of the two; "as_set" accepts copies whose images stand in another order, and gives them all
+                one order.
             root: folder that holds, or will hold, torchvision's layout. Not used by the sample.
             source: where to get the set if `root` lacks it: None for the official host, a folder in torchvision's
                 layout (read in place), the folder with the set's files itself (likewise), or a .tar.gz archive.

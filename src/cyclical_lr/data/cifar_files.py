@@ -67,7 +67,9 @@ class CifarFiles:
             ) from error
 
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Verified images, planes R, G, B, uint8 [N, 3072], and labels, int64 [N], in the files' order.
+        """Verified images, planes R, G, B, uint8 [N, 3072], and labels, int64 [N].
+
+        They are in the files' order; where that may differ from copy to copy, in the order of `in_digest_order`.
 
         Raises:
             ConfigError: the set is missing, damaged or another one.
@@ -145,11 +147,13 @@ class CifarFiles:
         return folder / files.filename
 
     def _read(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Verified planes uint8 [N, 3072] and labels int64 [N], in the files' order."""
+        """What `read` returns, of one folder."""
         if self.name == SAMPLE:
             planes, labels = _read_sheet(folder / f"{split}.webp")
         else:
             planes, labels = self._read_files(folder, split)
+        if self.checksum == "as_set":
+            planes, labels = in_digest_order(planes, labels)
         if labels.min() < 0 or labels.max() != self.num_classes - 1:
             raise ConfigError(
                 f"data.num_classes={self.num_classes}: the {split} labels in {folder} go from {labels.min()} to "
@@ -186,8 +190,18 @@ def sha256_in_order(planes: np.ndarray, labels: np.ndarray) -> str:
 
 def sha256_as_set(planes: np.ndarray, labels: np.ndarray) -> str:
     """SHA-256 over the sorted SHA-256 digests of each image's 3,072 bytes and label byte: whatever their order."""
-    rows = np.column_stack([planes, labels.astype(np.uint8)])
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).hexdigest()
+    return hashlib.sha256(b"".join(sorted(_digests(planes, labels)))).hexdigest()
+
+
+def in_digest_order(planes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images, uint8 [N, 3072], and labels in the order of those digests: one order for all copies of a set."""
+    digests = _digests(planes, labels)
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    return planes[order], labels[order]
+
+
+def _digests(planes: np.ndarray, labels: np.ndarray) -> list[bytes]:
+    return [hashlib.sha256(row).digest() for row in np.column_stack([planes, labels.astype(np.uint8)])]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

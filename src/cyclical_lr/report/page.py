@@ -41,8 +41,12 @@ SECTIONS = {
 }
 FAMILIES = {
     **{f"table{number}": f"Table {number}" for number in (1, 2, 3, 4)},
-    **{f"figure{number}": f"Figure {number}" for number in (1, 3, 6)},
-    **{"figure1_shape": "Figure 1: its shape", "text": "Sections 3 and 4", "controls": "Controls of this study"},
+    **{f"figure{number}": f"Figure {number}" for number in (1, 3, 6, 7, 11)},
+    "table1_imagenet": "Table 1: ImageNet",
+    "figure1_shape": "Figure 1: its shape",
+    "text": "Sections 3 and 4",
+    "text_densenet_caffe": "Section 4.1.2: DenseNet in Caffe",
+    "controls": "Controls of this study",
 }
 ROWS = {"paper": "The paper's rows", "bf16": "The same in bfloat16", "controls": "Controls", "other runs": "Other runs"}
 STUDIES = {

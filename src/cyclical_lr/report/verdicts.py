@@ -4,9 +4,11 @@ What the YAML leaves open is settled here:
 
 - Every claim is one of: a verdict of its rule; "not run" where a cell has no run at all; "no verdict (n = k)" below the
   number of seeds that the YAML asks for; "measured" for a measurement, which has no verdict.
-- A cell with a diverged run cannot be "reproduced": what the rule would have called that is "inconclusive".
-- A claim without a verdict, or with a diverged run, takes part in Holm's correction with p = 1. In the correction of
-  the opposite direction of `greater`, the family's other rules take part with p = 1 too, so a family has one size.
+- A cell with a diverged run cannot be "reproduced": what the rule would have called that is "inconclusive". It can be
+  "contradicted" or "not reproduced" by the runs that finished.
+- A claim without a verdict takes part in Holm's correction with p = 1, and in that of the claimed direction one with a
+  diverged run too. In the correction of the opposite direction of `greater`, the family's other rules take part with
+  p = 1, so a family has one size.
 - `share`, `bounds` and `cost` have no p-value and take no part in the correction. n of `bounds` counts curves, diverged
   ones among them. n of `cost` counts rounds, which are no seeds: it is never preliminary.
 - The interval of a difference has the confidence at which the rule decides: for `number` that of the prediction, for
