@@ -17,6 +17,7 @@ results/benchmarks/, from which scripts/report.py judges the claims with rule `c
 import argparse
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from cyclical_lr.records import build, learning_rates, write_atomic
 from cyclical_lr.report.statistics import median, median_interval
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import reference_step
+from cyclical_lr.training.engine import exact_arithmetic, reference_step
 from cyclical_lr.training.module import Member
 from cyclical_lr.training.run import new_member
 
@@ -95,6 +96,9 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
         for policy, card in cards.items():
             plan = plain(compose_config(REPOSITORY / "conf", [f"+experiment={card}", *overrides]))
             if data is None:
+                if plan["trainer"]["precision"] != "32-true":
+                    sys.exit(f"error: trainer.precision: expected 32-true, got {plan['trainer']['precision']}")
+                exact_arithmetic()  # as in a run
                 device = torch.device("cuda" if plan["trainer"]["accelerator"] == "gpu" else "cpu")
                 data = build(plan["data"])
                 data.prepare_data()
@@ -110,7 +114,7 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
 
 def iterate(member: Member, data: CifarData, lrs: Sequence[float], device: torch.device, t: int) -> None:
     x, y = data.train(data.indices(0, t, 1)[0].to(device))
-    reference_step(member.network, member.solver, x, y, lrs[t])
+    reference_step(member.network, member.solver, x, y, lrs[t % (len(lrs) - 1)])
 
 
 def measure(

@@ -160,6 +160,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
     data.setup("fit")
     pictures = Pictures(data.train.pixels, data.train.labels)
     ours, same = new_member(plan, config, "run"), new_member(plan, config, "bare")
+    ours.segments.append({})  # of which a checkpoint tells
     same.network.to(device)
 
     def timed(step: Callable[[int], object]) -> Arm:

@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu_check
+import step
 
 
 def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
@@ -26,6 +27,15 @@ def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     cpu = torch.device("cpu")
     ratio = gpu_check.images_per_second_ratio("cifar10_resnet_lr01", small, cpu, blocks=2, batches=3, rounds=1)
     assert 0 < ratio < 100
+
+
+def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeypatch):
+    monkeypatch.setattr(step, "CHUNKS", 2)
+    small = ["data=cifar10_sample", "data.batch_size=4", "logger=none", "checkpoint_seconds=0"]
+    seconds, chunk, equal = step.measure(small)
+    assert equal and chunk == 10
+    assert set(seconds) == {"run", "bare", "floor", "plain", "module"}
+    assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
 
 
 def test_without_a_gpu_it_says_so(capsys):

@@ -39,13 +39,13 @@ def value_and_gradient(layer, x: torch.Tensor, rounded: torch.dtype | None = Non
     return y.detach(), x.grad
 
 
+@pytest.mark.skipif(
+    not (shutil.which(kernels.COMPILER[0]) and sys.platform.startswith("linux"))
+    or os.environ.get(kernels.SWITCH) == "off",
+    reason="no compiler, or switched off",
+)
 def test_a_machine_with_a_compiler_has_them():
-    if (
-        shutil.which(kernels.COMPILER[0])
-        and sys.platform.startswith("linux")
-        and os.environ.get(kernels.SWITCH) != "off"
-    ):
-        assert kernels.takes(FITTING)
+    assert kernels.takes(FITTING)
 
 
 @compiled

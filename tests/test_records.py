@@ -228,7 +228,9 @@ def test_a_full_disk_leaves_the_file_before_intact_and_nothing_beside_it(tmp_pat
 
 
 def test_committed_records_still_hash_to_their_names():
-    for path in sorted((REPOSITORY / "results" / "runs").glob("*.json")):
+    paths = sorted((REPOSITORY / "results" / "runs").glob("*.json"))
+    assert paths
+    for path in paths:
         record = records.read_record(path)
         assert records.run_id(record.config) == record.run_id == path.stem
         assert records.config_sha256(record.config) == record.config_sha256

@@ -100,6 +100,20 @@ def test_to_stop_a_study_is_to_stop_all_of_its_processes(tmp_path, signum, to):
     assert records_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_is_stopped_in_a_run_says_that_it_goes_on(tmp_path, signum, code):
+    long = f"cifar10_tri2 {TINY} eval_every=20".replace("compress=5000", "compress=10")
+    process = start(tmp_path, [long], "threads=1")
+    while "  20/2,500 " not in process.output.read_text():
+        assert process.process.is_alive(), process.output.read_text()
+        time.sleep(0.05)
+    os.kill(process.pid, signum)
+    ended, output = process.ends()
+    assert ended == code, output
+    assert re.search(r"stopped at iteration \d+; the same command continues", output)
+    assert "Traceback" not in output and records_in(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -281,6 +281,14 @@ class Record:
     segments: list[dict[str, Any]]  # one per process that worked on the run: commit, dirty, device, from iteration
     config: dict[str, Any]
 
+    @property
+    def clock(self) -> tuple[str, int, str, str, str]:
+        """What its seconds depend on: devices, threads, engine, layers, and how many runs shared the process."""
+        devices = {self.device, *(segment.get("device", self.device) for segment in self.segments)}
+        together = {str(segment.get("together", 1)) for segment in self.segments}
+        layers = self.versions.get("kernels", "torch")  # from before there were others
+        return " and ".join(sorted(devices)), self.threads, self.engine, layers, " and ".join(sorted(together))
+
 
 @dataclass(frozen=True)
 class CurveRow:

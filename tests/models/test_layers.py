@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cyclical_lr.models.layers import (
-    MSRA,
     AvgPool2d,
     Constant,
     Gaussian,
@@ -249,10 +248,6 @@ def assert_normal(weights: np.ndarray, std: float) -> None:
 @pytest.mark.parametrize("std", [1e-4, 0.01, 0.1])
 def test_gaussian_filler_is_normal_with_the_given_std(std):
     assert_normal(filled(Gaussian(std)), std)
-
-
-def test_msra_filler_is_normal_with_variance_two_over_fan_in():
-    assert_normal(filled(MSRA()), np.sqrt(2 / 100))
 
 
 def test_xavier_filler_is_uniform_within_the_root_of_three_over_fan_in():

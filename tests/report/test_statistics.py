@@ -73,7 +73,7 @@ def test_an_interval_of_the_mean_is_that_of_scipys_t_test(sample, confidence):
 
 
 def test_one_value_has_no_spread_and_an_infinite_interval():
-    assert math.isnan(statistics.spread([81]))
+    assert math.isnan(statistics.std([81]))
     assert statistics.mean([81]) == 81
     assert statistics.mean_interval([81], 0.95) == (-math.inf, math.inf)
     assert statistics.prediction_interval([81], 1, 0.95, 0.5) == (-math.inf, math.inf)
@@ -89,7 +89,7 @@ def test_no_value_has_an_undefined_interval():
 @pytest.mark.parametrize("value", [80.1, 81.23, 0.07])  # values whose mean in floating point is not themselves
 @pytest.mark.parametrize("n", [2, 3, 7, 10])
 def test_equal_values_have_a_spread_of_exactly_zero(value, n):
-    assert statistics.spread([value] * n) == 0
+    assert statistics.std([value] * n) == 0
     assert statistics.mean([value] * n) == value
     assert statistics.mean_interval([value] * n, 0.95) == (value, value)
 

@@ -152,8 +152,8 @@ def test_training_time_is_in_minutes_and_comes_from_one_kind_of_machine_which_it
             add_run(label, seed, {0: 10.0, 4_000: 70.0, 12_000: 76.0, end: 80.0}, threads=4)
     add_run("cifar10_exp", 2, {0: 10.0, 4_000: 0.0, 12_000: 76.0, 70_000: 0.0}, threads=1)
     figure = draw("training_time")
-    assert "Timed on a cpu, 4 threads, reference engine." in texts(figure).replace("\n", " ")
-    assert "1 run on another" in texts(figure).replace("\n", " ")
+    assert "Timed on a cpu, 4 threads, reference engine, torch layers." in texts(figure).replace("\n", " ")
+    assert "1 run is left out" in texts(figure).replace("\n", " ")
     (clr,) = [line for line in figure.axes[0].lines if line.get_label().startswith("CLR")]
     assert clr.get_label().endswith("(n = 2)")
     minutes = [0.05 * t / 60 for t in (0, 4_000, 12_000, 25_000)]

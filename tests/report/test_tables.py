@@ -167,7 +167,7 @@ def test_seconds_from_different_machines_are_remarked_on(paper, tmp_path, add_ru
     add_run("cifar10_fixed", 0, tri2(79.0), device="a gpu")
     frame = make(paper, collect(tmp_path))["time_to_target"]
     seconds = rows_of(frame, claim="table1_tri2_time_to_target", unit="train_seconds")
-    assert {row["remarks"] for row in seconds} == {"seconds from 2 kinds of device, threads or engine"}
+    assert {row["remarks"] for row in seconds} == {"seconds from 2 kinds of device, threads, engine or layers"}
     assert set(frame[frame["unit"] == "iterations"]["remarks"]) == {""}
 
 

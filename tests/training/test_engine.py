@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import json
 import types
 from collections.abc import Callable
 
@@ -27,7 +28,15 @@ from cyclical_lr.solvers import (
     caffe_sgd,
     torch_sgd,
 )
-from cyclical_lr.training.engine import FastEngine, exact_arithmetic, reference_step, seed_step, unsuited
+from cyclical_lr.training.engine import (
+    FastEngine,
+    check_file,
+    choose_engine,
+    exact_arithmetic,
+    reference_step,
+    seed_step,
+    unsuited,
+)
 
 torch.set_num_threads(1)
 exact_arithmetic()
@@ -105,6 +114,9 @@ def check_equal(
     adapt(engine)
     for start, end in ((0, 5), (5, 6), (6, 12)):  # a shorter block, then one that needs more memory
         engine(start, indices[:, start:end])
+        if device == "cuda":  # as Lightning does where another trainer starts
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
 
     expected = [0.0, 0.0]
     for t, (m, other) in itertools.product(range(12), enumerate(others)):
@@ -127,6 +139,39 @@ def test_blocks_of_the_fast_engine_leave_what_single_reference_steps_leave(netwo
 @pytest.mark.parametrize("device", DEVICES)
 def test_augmented_images_are_those_of_the_reference(device):
     check_equal("resnet", "torch_sgd", device, "crop_flip")
+
+
+def test_a_step_is_seeded_as_by_torch():
+    seed_step(3, 141)
+    drawn = torch.rand(4)
+    torch.manual_seed(torch.initial_seed())
+    assert torch.equal(drawn, torch.rand(4))
+    seed_step(3, 142)
+    assert not torch.equal(drawn, torch.rand(4))
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"fast_equals_reference": True, "versions": {"torch": torch.__version__.partition("+")[0]}}, "fast"),
+        ({"fast_equals_reference": False, "versions": {"torch": torch.__version__.partition("+")[0]}}, "reference"),
+        ({"fast_equals_reference": True, "versions": {"torch": "1.0"}}, "reference"),
+        (None, "reference"),
+    ],
+)
+def test_auto_takes_the_fast_engine_where_a_check_with_this_torch_says_that_it_is_right(
+    monkeypatch, tmp_path, found, chosen
+):
+    monkeypatch.setattr("cyclical_lr.training.engine.CHECKS", tmp_path)
+    cpu = torch.device("cpu")
+    if found is not None:
+        check_file(cpu).write_text(json.dumps(found))
+    (network,), solvers = make_runs("cifar10_full", "sgd", "cpu", seeds=(0,))
+    assert choose_engine("auto", solvers, images("cpu"), cpu) == chosen
+    foreign = [torch.optim.Adam(network.parameters())]
+    assert choose_engine("auto", foreign, images("cpu"), cpu) == "reference"
+    with pytest.raises(ConfigError, match="engine=fast: Adam does not take its LR as a tensor"):
+        choose_engine("fast", foreign, images("cpu"), cpu)
 
 
 class Stream:

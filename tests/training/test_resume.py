@@ -22,7 +22,7 @@ from small_runs import (
     train,
 )
 
-from cyclical_lr import kernels, records
+from cyclical_lr import kernels, records, solvers
 
 LONG = ("iterations=26", "eval_every=8")  # 2.6 epochs of 10, 4.3 cycles of 6
 EVERY_ITERATION = "checkpoint_seconds=0"
@@ -152,6 +152,21 @@ def test_without_a_readable_checkpoint_a_run_begins_again_and_says_so(tmp_path, 
     (outcome,) = train()
     assert continued_at(outcome) == [0]
     assert all(path.name in caplog.text for path in damaged)
+    assert_same_bits(tmp_path, unbroken()[0], stopped)
+
+
+def test_what_a_checkpoint_leaves_when_half_of_it_cannot_be_taken_is_undone(
+    tmp_path, train, stopped, unbroken, caplog, monkeypatch
+):
+    """As after a change of the code: the network fits, its solver does not."""
+
+    def refuse(solver, state):
+        if state["state"]:
+            raise ValueError("another solver's")
+
+    monkeypatch.setattr(solvers.Solver, "load_state_dict", refuse)
+    (outcome,) = train()
+    assert continued_at(outcome) == [0] and "another solver's" in caplog.text
     assert_same_bits(tmp_path, unbroken()[0], stopped)
 
 

@@ -4,11 +4,14 @@ import pytest
 
 from cyclical_lr.training import snapshot
 
+CODE = ("src/package/module.py", "scripts/run.py", "conf/cluster/mine.yaml", "pyproject.toml")
+NAMES = (*CODE, "benchmarks/results/a_gpu.json")  # by the last one engine=auto chooses
+
 
 @pytest.fixture
 def tree(tmp_path):
     folder = tmp_path / "checkout"
-    for name in ("src/package/module.py", "scripts/run.py", "conf/cluster/mine.yaml", "pyproject.toml"):
+    for name in NAMES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"# {name}\n")
     for other in ("src/package/__pycache__/module.pyc", "results/runs/1.json", ".git/HEAD"):
@@ -23,8 +26,7 @@ def files(folder):
 
 def test_a_snapshot_has_the_code_and_the_configs_as_they_are_and_nothing_else(tree, tmp_path):
     copy = snapshot.take(tree, tmp_path / "runs")
-    names = ("src/package/module.py", "scripts/run.py", "conf/cluster/mine.yaml", "pyproject.toml")
-    assert files(copy) == {name: f"# {name}\n" for name in names}
+    assert files(copy) == {name: f"# {name}\n" for name in NAMES}
     assert list((tmp_path / "runs").iterdir()) == [copy.parent]
 
 

@@ -47,20 +47,8 @@ class Xavier:
     """Uniform on +-sqrt(3 / fan_in) (filler.hpp: XavierFiller with its default FAN_IN, not Glorot's average)."""
 
     def __call__(self, weight: Tensor) -> None:
-        bound = math.sqrt(3.0 / _fan_in(weight))
+        bound = math.sqrt(3.0 / weight[0].numel())
         weight.uniform_(-bound, bound)
-
-
-@dataclass(frozen=True)
-class MSRA:
-    """Normal with variance 2 / fan_in (filler.hpp: MSRAFiller)."""
-
-    def __call__(self, weight: Tensor) -> None:
-        weight.normal_(0.0, math.sqrt(2.0 / _fan_in(weight)))
-
-
-def _fan_in(weight: Tensor) -> int:
-    return weight[0].numel()
 
 
 @dataclass(frozen=True)

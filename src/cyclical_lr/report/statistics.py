@@ -47,7 +47,7 @@ def mean(sample: Sample) -> float:
     return float(x[0] if np.ptp(x) == 0 else x.mean())
 
 
-def spread(sample: Sample) -> float:
+def std(sample: Sample) -> float:
     """The standard deviation with n - 1; exactly 0 where all values are equal, nan below two values."""
     x = _values(sample)
     if len(x) < 2:
@@ -75,7 +75,7 @@ def _around_mean(sample: Sample, confidence: float, variance: Any) -> Interval:
     n = len(x)
     if n < 2:
         return UNKNOWN if n else UNDEFINED
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * spread(x) * np.sqrt(variance(n))
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * std(x) * np.sqrt(variance(n))
     return Interval(float(mean(x) - half), float(mean(x) + half))
 
 
@@ -101,13 +101,13 @@ def difference_interval(a: Sample, b: Sample, confidence: float) -> Interval:
     difference = mean(a) - mean(b)
     if min(len(a), len(b)) < 2:
         return UNKNOWN if min(len(a), len(b)) else UNDEFINED
-    va, vb = spread(a) ** 2 / len(a), spread(b) ** 2 / len(b)
+    va, vb = std(a) ** 2 / len(a), std(b) ** 2 / len(b)
     if va + vb == 0:
         return Interval(difference, difference)
     # Shares before squares: the squares of tiny variances would vanish.
     wa, wb = va / (va + vb), vb / (va + vb)
-    freedom = 1 / (wa**2 / (len(a) - 1) + wb**2 / (len(b) - 1))
-    half = stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(va + vb)
+    df = 1 / (wa**2 / (len(a) - 1) + wb**2 / (len(b) - 1))
+    half = stats.t.ppf((1 + confidence) / 2, df) * np.sqrt(va + vb)
     return Interval(float(difference - half), float(difference + half))
 
 
@@ -117,7 +117,7 @@ def welch_greater(a: Sample, b: Sample, margin: float = 0.0) -> float:
     if min(len(a), len(b)) < 2:
         return 1.0
     above = mean(a) - (mean(b) + margin)
-    sa, sb = spread(a), spread(b)
+    sa, sb = std(a), std(b)
     if sa == sb == 0:
         return 0.0 if above > ROUNDING else 1.0
     test = stats.ttest_ind_from_stats(above, sa, len(a), 0.0, sb, len(b), equal_var=False, alternative="greater")

@@ -132,22 +132,22 @@ TIMED = ("cifar10_tri2", "cifar10_fixed_25k", "cifar10_fixed", "cifar10_exp", "c
 
 
 def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
-    """Accuracy against minutes of training, from the runs of one kind of machine: that with the most of them."""
-    groups: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
+    """Accuracy against minutes of training, from runs of which minutes compare: as many arms as can be had."""
+    groups: dict[tuple[str, int, str, str, str], list[Record]] = defaultdict(list)
     for label in TIMED:
         for record in results.by_label.get(label, []):
             if record.status == "done":
-                groups[record.device, record.threads, record.engine].append(record)
+                groups[record.clock].append(record)
     if not groups:
         raise _missing("training_time")
     clock = max(sorted(groups), key=lambda key: (len({run.label for run in groups[key]}), len(groups[key])))
-    device, threads, engine = clock
+    device, threads, engine, layers, _ = clock
     figure, axes = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
-    missing, late = [], []
+    missing, elsewhere, late = [], [], []
     for label in TIMED:
         runs = [record for record in groups[clock] if record.label == label]
         if not runs:
-            missing.append(ARMS[label].name.removeprefix("control: "))
+            (elsewhere if label in results.by_label else missing).append(ARMS[label].name.removeprefix("control: "))
             continue
         curves = [results.curves[record.run_id] for record in runs]
         name = f"{ARMS[label].name} (n = {len(runs)})"
@@ -157,10 +157,11 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training, without evaluation")
     axes.set_ylabel("test accuracy (%)")
-    notes = [f"Timed on {device}, {threads} thread{'s' * (threads > 1)}, {engine} engine."]
-    if elsewhere := sum(map(len, groups.values())) - len(groups[clock]):
-        runs_on = "1 run on another machine is" if elsewhere == 1 else f"{elsewhere} runs on other machines are"
-        notes.append(f"{runs_on} left out: minutes compare on one alone.")
+    notes = [f"Timed on {device}, {threads} thread{'s' * (threads > 1)}, {engine} engine, {layers} layers."]
+    if otherwise := sum(map(len, groups.values())) - len(groups[clock]):
+        left = "1 run is" if otherwise == 1 else f"{otherwise} runs are"
+        whole = f", with them all of {'; '.join(elsewhere)}" if elsewhere else ""
+        notes.append(f"{left} left out{whole}: on another machine, or by other layers, minutes do not compare.")
     legends(figure, axes, [*notes, *not_run(missing)])
     return figure
 

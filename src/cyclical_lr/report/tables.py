@@ -242,7 +242,7 @@ def _time_row(claim: str, time: TimeToTarget, remarks: str) -> dict[str, Any]:
 
 
 def _clocks(results: Results, labels: Sequence[str]) -> str:
-    """A warning where seconds come from different machines."""
+    """A warning where seconds do not compare."""
     runs = [record for label in dict.fromkeys(labels) for record in results.by_label.get(label, [])]
-    clocks = {(record.device, record.threads, record.engine) for record in runs}
-    return f"seconds from {len(clocks)} kinds of device, threads or engine" if len(clocks) > 1 else ""
+    clocks = {record.clock for record in runs}
+    return f"seconds from {len(clocks)} kinds of device, threads, engine or layers" if len(clocks) > 1 else ""

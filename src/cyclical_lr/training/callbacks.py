@@ -1,5 +1,6 @@
 """What happens between blocks: checkpoints, curves to loggers and disk, progress."""
 
+import copy
 import hashlib
 import io
 import logging
@@ -64,7 +65,10 @@ def restore_checkpoint(folder: Path, member: Member) -> bool:
 
 
 def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
-    for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
+    paths = sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+    parts: tuple[Any, ...] = (member.network, member.solver)
+    fresh = copy.deepcopy([part.state_dict() for part in parts]) if paths else []
+    for path in paths:
         try:
             data = path.read_bytes()
             if hashlib.sha256(data[:-32]).digest() != data[-32:]:
@@ -75,6 +79,8 @@ def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
             _restore(member, state)
         except Exception as error:  # whatever is wrong with the file, the one before it may be right
             log.warning("checkpoint %s cannot be used (%s): going back to the one before", path, error)
+            for part, untrained in zip(parts, fresh, strict=True):  # they may have got half of the file
+                part.load_state_dict(untrained)
             continue
         return state
     return None

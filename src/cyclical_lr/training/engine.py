@@ -1,6 +1,7 @@
 """One iteration of training: the readable reference, and the fast engine that must equal it."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.optim import Optimizer
 from cyclical_lr.records import ConfigError
 from cyclical_lr.solvers import set_lr
 from cyclical_lr.training import ddp, provenance
+
+log = logging.getLogger(__name__)
 
 BLOCKS = {"reference": 1, "fast": 50}
 """Iterations between looks at the clock, the loss and the terminal."""
@@ -39,7 +42,9 @@ def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
     z &= 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    torch.manual_seed(z >> 32)  # torch's CPU generator takes 32 bits
+    # As torch.manual_seed does, without its tenth of a millisecond per kind of device that is not there.
+    for generator in (torch.default_generator, *torch.cuda.default_generators):
+        generator.manual_seed(z >> 32)  # the CPU's takes 32 bits
 
 
 def reference_step(
@@ -150,8 +155,11 @@ class FastEngine:
 
     def _capture(self, run: int) -> torch.cuda.CUDAGraph:
         graph, drawn = torch.cuda.CUDAGraph(), torch.get_rng_state()
+        # cuBLAS's workspace is to lie in the graph's memory: Lightning frees the others when a trainer starts or ends.
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(graph, stream=self.streams[run]):
             self._step(run)
+        torch._C._cuda_clearCublasWorkspaces()
         if not torch.equal(drawn, torch.get_rng_state()):
             raise ConfigError(
                 "engine=fast: the run draws random numbers on the host, of which a graph would repeat the first ones "
@@ -161,7 +169,7 @@ class FastEngine:
 
     def _step(self, run: int) -> None:
         """One iteration of a run; reads and writes device memory alone, with nothing left to Python."""
-        torch.clear_autocast_cache()  # its copies of the weights are those of the iteration before
+        torch.clear_autocast_cache()  # where the caller's autocast keeps one, of the iteration before
         network, solver, loss_sum = self.runs[run]
         x, y = self.train_set(self.indices[run].index_select(0, self.rows[run]).squeeze(0))
         lr = self.lrs.index_select(0, self.iterations[run]).squeeze(0)
@@ -184,7 +192,8 @@ def unsuited(solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
 def choose_engine(wanted: str, solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device) -> str:
     """The engine for these runs, "fast" or "reference".
 
-    "auto" takes the fast one on devices for which `check_file` is there and says that it equals the reference.
+    "auto" takes the fast one on devices for which `check_file` is there, of this version of torch, and says that it
+    equals the reference; on a GPU for which there is none it says why not.
 
     Raises:
         ConfigError: "fast" is wanted for runs that it cannot train.
@@ -192,11 +201,24 @@ def choose_engine(wanted: str, solvers: Sequence[Optimizer], train_set: nn.Modul
     reason = unsuited(solvers, train_set)
     if wanted == "fast" and reason:
         raise ConfigError(f"engine=fast: {reason}; use engine=auto or engine=reference")
-    if wanted == "auto":
-        file = check_file(device)
-        equal = file.exists() and json.loads(file.read_text())["fast_equals_reference"]
-        return "fast" if equal and not reason else "reference"
-    return wanted
+    if wanted != "auto":
+        return wanted
+    reason = reason or _unproven(device)
+    if reason and device.type == "cuda":
+        log.info("engine=auto: the reference, as %s", reason)
+    return "reference" if reason else "fast"
+
+
+def _unproven(device: torch.device) -> str:
+    """Why the fast engine is not known to equal the reference on such a device; empty where it is."""
+    file = check_file(device)
+    if not file.exists():
+        return f"`make gpu-check` has not been run on {provenance.device_name(device)} ({file} is missing)"
+    found = json.loads(file.read_text())
+    if not found["fast_equals_reference"]:
+        return f"the fast engine does not equal it by {file}"
+    theirs, ours = found["versions"]["torch"], provenance.versions()["torch"]
+    return "" if theirs == ours else f"{file} is of torch {theirs}, this is {ours}: run `make gpu-check` again"
 
 
 def check_file(device: torch.device) -> Path:

@@ -100,9 +100,10 @@ class Classifier(pl.LightningModule):
                 member.loss_count += block["indices"].shape[1]
         else:
             self._reference_steps(block)
-        # On a GPU this look at the loss would stall it, and waits for sync(); ranks must see alike when it diverges.
+        # On a GPU this look at the loss would stall it, and waits for an evaluation; ranks must see it alike.
         if self.device.type == "cpu" or ddp.ranks() > 1:
             self.sync()
+            self._stop_diverged()
 
     def _reference_steps(self, block: dict[str, Any]) -> None:
         streams = {name: values for name, values in block.items() if name != "start"}
@@ -119,16 +120,20 @@ class Classifier(pl.LightningModule):
             self.iteration += 1
 
     def sync(self) -> None:
-        """Bring what the members know up to the current iteration, and find those that have diverged."""
+        """Bring what the members know up to the current iteration."""
         for member, loss_sum in zip(self.members, self._loss_sums, strict=True):
             if member.diverged:
                 continue
             total = float(loss_sum)
-            if not math.isfinite(total):
-                member.diverged = f"training loss is {total} at iteration {self.iteration}"
             if member.loss_count:
                 self.last_loss = total / member.loss_count
             member.iteration, member.loss_sum = self.iteration, total
+
+    def _stop_diverged(self) -> None:
+        """Find the members that have diverged; called at iterations that the clock has no part in."""
+        for member in self.members:
+            if not member.diverged and not math.isfinite(member.loss_sum):
+                member.diverged = f"training loss is {member.loss_sum} at iteration {self.iteration}"
         if self._trainer and all(member.diverged for member in self.members):
             self.trainer.should_stop = True
 
@@ -137,6 +142,7 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.stop_clock()
         self.sync()
+        self._stop_diverged()
         self._eval_started = time.perf_counter()
         for network in self.networks:
             ddp.take_buffers(network)

@@ -56,8 +56,9 @@ def run(cfg: DictConfig, conf: Path) -> list[Outcome]:
     Returns:
         an outcome per seed; of several ranks, on the first alone.
     Raises:
-        ConfigError: something in `cfg` cannot be used; nothing was written.
+        ConfigError: something in `cfg` cannot be used. Nothing was written, unless training alone could tell.
         Exception: whatever ended the training; the record says "failed" and why.
+        SystemExit: with 130 after Ctrl-C and 143 after SIGTERM; the same run goes on from its last checkpoint.
     """
     _quiet()
     plan = plain(cfg)
@@ -91,7 +92,7 @@ def _claim(
         _check_writable("runs_dir", folder)
         lock = FileLock(folder / "lock")
         try:
-            locks.enter_context(lock.acquire(timeout=0))
+            locks.enter_context(lock.acquire(timeout=0.2))  # a look at it (sweep.report) takes an instant
         except Timeout:
             log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
             outcomes.append(Outcome(run_id, None, fresh=False))
@@ -141,7 +142,10 @@ def make_trainer(
         ConfigError: the device is not there, or does not have the precision.
     """
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator: expected a machine with a CUDA GPU, found none; use trainer=cpu")
+        raise ConfigError(
+            f"trainer.accelerator: expected a CUDA GPU that torch {torch.__version__}, built for CUDA "
+            f"{torch.version.cuda}, can use, found none; use trainer=cpu, or a driver for that CUDA"
+        )
     if accelerator == "cpu" and precision == "bf16-mixed" and not (emulate_bf16 or provenance.native_bf16()):
         raise ConfigError(
             f"trainer.precision: bf16-mixed needs a CPU with AVX-512-BF16 or AMX, this is "
@@ -237,6 +241,7 @@ def _train_together(
                 "engine": engine,
                 "together": len(members),  # runs that share the process, hence the training seconds
                 "started": _now(),
+                **{key: plan["data"][key] for key in ("decode",) if key in plan["data"]},  # rounds otherwise, no more
             }
         )
         if ddp.rank() == 0:
@@ -256,8 +261,10 @@ def _train_together(
             trainer.fit(module, blocks, data.eval_blocks(shard=shard))
         if ddp.rank() == 0:
             checkpoints.save(module)
-    except SystemExit as leave:  # how Lightning answers SIGTERM, and with a code of 0
-        raise SystemExit(leave.code or 128 + signal.SIGTERM) from leave
+    except SystemExit as leave:  # how Lightning answers SIGTERM, with a code of 0, and Ctrl-C, with 1
+        log.info("%s stopped at iteration %s; the same command continues", title, f"{module.iteration:,}")
+        interrupted = isinstance(leave.__context__, KeyboardInterrupt)
+        raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from leave
     except Exception as failure:
         error = failure
     module.stop_clock()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cyclical_lr.training import provenance
 
-COPIED = ("src", "scripts", "conf", "pyproject.toml")
+COPIED = ("src", "scripts", "conf", "pyproject.toml", "benchmarks/results")
 REPOSITORY = "CYCLICAL_LR_REPOSITORY"
 """Names, in the environment of a process that runs from a snapshot, the checkout that it was taken from."""
 
