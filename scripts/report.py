@@ -11,44 +11,62 @@ others were), 2 unusable input.
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cyclical_lr import command_line
+from cyclical_lr.records import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
-UNUSABLE = 2
+KEYS = ("results_dir", "figures_dir", "figures", "page", "readme", "title", "experiments")
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="report")
 def main(cfg: DictConfig) -> None:
-    from cyclical_lr.records import ConfigError  # imported here: --help and --cfg stay quick
+    try:
+        problems = report(cfg)
+    except ConfigError as error:
+        sys.exit(command_line.refuse(str(error)))
+    except OSError as error:
+        sys.exit(command_line.refuse(f"{error.filename}: {error.strerror}; give another path"))
+    sys.exit(bool(problems))
+
+
+def report(cfg: DictConfig) -> Sequence[str]:
+    """Read, draw and write what is asked for; what was wrong with which file."""
     from cyclical_lr.report import collect, figures, gallery, headline, markup, page, readme, verdicts
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells how it embeds each font
-    results_dir = Path(cfg.results_dir)
+    if unknown := sorted(map(str, set(cfg) - set(KEYS))):
+        raise ConfigError(f"{', '.join(unknown)}: there is no such key; expected some of {', '.join(KEYS)}")
+    results_dir = Path(cfg.results_dir or "")
+    if not cfg.results_dir or not (results_dir / "runs").is_dir():
+        raise ConfigError(f"results_dir: expected a folder with records in runs/, got {cfg.results_dir!r}")
     is_own = results_dir.resolve() == REPOSITORY / "results"
     figures_dir = Path(cfg.figures_dir or (REPOSITORY / "paper_figures" if is_own else results_dir / "figures"))
     readme_file = Path(cfg.readme) if cfg.readme else REPOSITORY / "README.md" if is_own else None
-    names = list(gallery.FIGURES) if cfg.figures is None else list(cfg.figures)
-    if unknown := [name for name in names if name not in gallery.FIGURES]:
-        print(f"error: figures: expected some of {list(gallery.FIGURES)}, got {unknown}", file=sys.stderr)
-        sys.exit(UNUSABLE)
+    names = list(gallery.FIGURES) if cfg.figures is None else listed("figures", cfg.figures)
+    if wrong := [name for name in names if isinstance(name, bool) or name not in gallery.FIGURES]:
+        raise ConfigError(f"figures: expected some of {list(gallery.FIGURES)}, got {wrong}")
 
     results = collect.collect(results_dir)
     paper = verdicts.read_paper(CONF / "paper")
-    report = headline.make_report(paper, results)
+    said = headline.make_report(paper, results)
     written = [
         collect.write_runs(results_dir, results),
-        *markup.write_tables(results_dir, paper, report.tables),
-        markup.write_claims(results_dir, paper, report.verdicts),
+        *markup.write_tables(results_dir, paper, said.tables),
+        markup.write_claims(results_dir, paper, said.verdicts),
     ]
-    drawn, not_drawn = gallery.draw_all(names, report, CONF, figures_dir)
+    drawn, not_drawn = gallery.draw_all(names, said, CONF, figures_dir)
     written += drawn
     shown = list(gallery.FIGURES.values())
-    wanted = None if cfg.experiments is None else set(cfg.experiments)
+    wanted = None if cfg.experiments is None else set(listed("experiments", cfg.experiments))
     chosen = [record for record in results.records.values() if wanted is None or record.experiment in wanted]
     if absent := sorted((wanted or set()) - {record.experiment for record in chosen}):
         not_drawn = [*not_drawn, f"{', '.join(absent)}: no run in {results_dir}"]
@@ -58,13 +76,9 @@ def main(cfg: DictConfig) -> None:
         caption = "Test accuracy (%) above, learning rate below, against the iteration."
         shown.append(gallery.Entry("curves", cfg.title, caption, ""))
     if cfg.page:
-        written.append(page.write_page(Path(cfg.page), REPOSITORY, report, page.pictures(shown, figures_dir)))
+        written.append(page.write_page(Path(cfg.page), REPOSITORY, said, page.pictures(shown, figures_dir)))
     if readme_file:
-        try:
-            written.append(readme.write_readme(readme_file, readme.block(report, CONF)))
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(UNUSABLE)
+        written.append(readme.write_readme(readme_file, readme.block(said, CONF)))
 
     print(f"{len(results.records)} runs in {results_dir}")
     for path in written:
@@ -73,8 +87,19 @@ def main(cfg: DictConfig) -> None:
         print(f"not drawn: {reason}")
     for problem in results.problems:
         print(f"skipped: {problem}", file=sys.stderr)
-    sys.exit(bool(results.problems))
+    return results.problems
+
+
+def listed(key: str, value: Any) -> list[Any]:
+    """The items of a list in the config.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, ListConfig):
+        raise ConfigError(f"{key}: expected a list such as {key}=[a,b], got {value!r}")
+    return list(value)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line.guarded(main))

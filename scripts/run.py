@@ -5,8 +5,8 @@
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)' cluster=slurm
 
-Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged. A sweep reports how each of its runs ended,
-and exits with 0 or 1.
+Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged, 130 stopped. A sweep reports how each of
+its runs ended, and exits with 0 or 1.
 """
 
 import os
@@ -20,13 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cyclical_lr import command_line
+
 if TYPE_CHECKING:
     from cyclical_lr.records import Record
 
 CODE = Path(__file__).resolve().parent.parent
 REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
 CONF = CODE / "conf"
-UNUSABLE, DIVERGED = 2, 3
+DIVERGED = 3
 
 
 def experiments() -> str:
@@ -53,20 +55,19 @@ OmegaConf.register_new_resolver("groups", groups, replace=True)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def main(cfg: DictConfig) -> None:
     from cyclical_lr.records import ConfigError  # imported here: --help and --cfg stay quick
-    from cyclical_lr.training.run import run, summary
+    from cyclical_lr.training.run import NotWritten, run, summary
 
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
         outcomes = run(cfg, CONF)
-    except ConfigError as error:
+    except Exception as error:
+        if not isinstance(error, (ConfigError, NotWritten)):  # whose messages say all
+            traceback.print_exc()
         if not alone:  # an exception lets the rest of a sweep go on, an exit would not
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UNUSABLE)
-    except Exception:
-        if not alone:  # the sweep's report has one line for it
-            traceback.print_exc()
-        raise
+        if isinstance(error, ConfigError):
+            sys.exit(command_line.refuse(str(error)))
+        sys.exit(f"error: {error.strerror}" if isinstance(error, NotWritten) else command_line.FAILED)
     for outcome in outcomes:
         if outcome.fresh and outcome.record is not None:
             print(summary(outcome.record, CONF, Path(cfg.results_dir)))
@@ -87,9 +88,11 @@ def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
     usable = [record for record in finished if record.status != "failed"]
     if not usable:
         return "no curve to read bounds from"
-    curves = [
-        range_test.curve_of(record, records.read_curve(records.curve_path(results, record.run_id))) for record in usable
-    ]
+    try:
+        rows = [records.read_curve(records.curve_path(results, record.run_id)) for record in usable]
+        curves = [range_test.curve_of(record, curve) for record, curve in zip(usable, rows, strict=True)]
+    except (ValueError, OSError) as error:
+        return f"no curve to read bounds from: {error}"
     figure = figures.range_test(curves, range_test.find_bounds(curves), usable[0].label)
     written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
     report = range_test.report(curves, stepsize=suggested_stepsize(cfg))
@@ -109,4 +112,4 @@ def suggested_stepsize(cfg: DictConfig) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line.guarded(main))

@@ -29,8 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+
+from cyclical_lr import command_line
+from cyclical_lr.command_line import STOPPED, refuse
+from cyclical_lr.records import ConfigError
 
 if TYPE_CHECKING:
     from cyclical_lr.training.sweep import Job
@@ -39,7 +42,7 @@ CODE = Path(__file__).resolve().parent.parent
 REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
 CONF = CODE / "conf"
 OWN = ("study", "seeds", "jobs")
-DIVERGED, STOPPED = 3, 130
+DIVERGED = 3
 log = logging.getLogger("study")
 
 
@@ -64,14 +67,14 @@ def main(arguments: list[str]) -> int:
     name, seeds, at_once = given.get("study", ""), given.get("seeds", "1"), given.get("jobs", "1")
     file = files.get(name, Path(name))
     if not file.is_file():
-        return refuse(f"study: there is no {name!r}; expected a file or one of {', '.join(files)}")
+        return refuse(f"+study: there is no {name!r}; expected a file or one of {', '.join(files)}")
     if not seeds.isdecimal() or int(seeds) < 1 or "seed" in given:
-        return refuse(f"seeds: expected seeds=N with a whole number N >= 1 and no seed=, got {' '.join(arguments)}")
+        got = f"seeds={seeds}" + (f" and seed={given['seed']}" if "seed" in given else "")
+        return refuse(f"seeds: expected seeds=N with a whole number N >= 1 and no seed=, got {got}")
     if not at_once.isdecimal() or int(at_once) < 1:
         return refuse(f"jobs: expected jobs=N with a whole number N >= 1, got {at_once!r}")
 
-    from cyclical_lr import records  # imported here: what is above stays quick
-    from cyclical_lr.training import snapshot, sweep
+    from cyclical_lr.training import snapshot, sweep  # imported here: what is above stays quick
     from cyclical_lr.training.config import compose_config
 
     jobs = []
@@ -80,11 +83,11 @@ def main(arguments: list[str]) -> int:
         if cluster.kind != "local" and "jobs" in given:
             return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
         for seed in range(int(seeds)):
-            for arm in yaml.safe_load(file.read_text())["experiments"]:
+            for arm in arms(file):
                 overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
                 jobs.append(sweep.plan_job(compose_config(CONF, overrides), CONF, overrides))
-    except (records.ConfigError, HydraException, KeyError, TypeError) as error:
-        return refuse(str(error))
+    except command_line.INPUT_ERRORS as error:
+        return refuse(command_line.explained(error))
 
     missing = sweep.missing(jobs)
     if missing and cluster.snapshot:
@@ -105,9 +108,23 @@ def main(arguments: list[str]) -> int:
     return 0 if sweep.report(jobs, problems) else 1
 
 
-def refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+def arms(file: Path) -> list[str]:
+    """What a study's file lists.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study: {file} is no YAML file ({' '.join(str(error).split())})") from error
+    listed = content.get("experiments") if isinstance(content, dict) and len(content) == 1 else None
+    if not isinstance(listed, list) or not listed or not all(isinstance(arm, str) and arm.strip() for arm in listed):
+        example = "experiments: [cifar10_tri2, cifar10_tri2 model.lrn=none]"
+        raise ConfigError(f"study: expected {file} to have one key with the runs, such as `{example}`, got {content!r}")
+    if twice := sorted({arm for arm in listed if listed.count(arm) > 1}):
+        raise ConfigError(f"study: {file} lists {', '.join(twice)} twice; seeds=N is for more seeds")
+    return listed
 
 
 def cores() -> int:
@@ -162,6 +179,9 @@ def one_by_one(jobs: Sequence["Job"]) -> dict[str, str]:
         try:
             with progress.of(job):
                 train(compose_config(CONF, job.overrides))
+        except ConfigError as error:
+            problems[job.title] = str(error)
+            log.error("%s: %s", job.title, error)
         except Exception as error:  # the other runs of a study do not depend on this one
             problems[job.title] = f"{type(error).__name__}: {error}"
             log.exception("%s failed", job.title)

@@ -15,8 +15,10 @@ Exit codes: 0 all replayed, 1 a record or curve cannot be used, or W&B broke off
 import sys
 from pathlib import Path
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
+
+from cyclical_lr import command_line
+from cyclical_lr.command_line import refuse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
@@ -41,8 +43,10 @@ def main(arguments: list[str]) -> int:
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     try:
         cfg = compose_config(CONF, overrides)
-    except HydraException as error:
-        return refuse(str(error))
+    except command_line.INPUT_ERRORS as error:
+        return refuse(command_line.explained(error))
+    if not cfg.results_dir or not cfg.runs_dir:
+        return refuse(f"results_dir, runs_dir: expected folders, got {cfg.results_dir!r} and {cfg.runs_dir!r}")
     results, runs = Path(cfg.results_dir), Path(cfg.runs_dir)
     paths = [records.record_path(results, argument) for argument in arguments if argument not in overrides]
     if missing := [str(path) for path in paths if not path.is_file()]:
@@ -81,11 +85,6 @@ def main(arguments: list[str]) -> int:
     if replayed and cfg.logger.mode == "offline":
         print(f"upload with: wandb sync {folder / 'wandb'}/offline-run-*")
     return 1 if problems else 0
-
-
-def refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -236,10 +236,14 @@ def test_a_loss_with_parameters_of_its_own_is_copied_too():
         ({"batches": []}, "batches: expected 23 batches, got 0"),
         ({"evaluate": lambda _: 150.0}, "evaluate: expected an accuracy in percent, 0 to 100, got 150.0"),
         ({"evaluate": lambda _: math.nan}, "evaluate: expected an accuracy in percent"),
-        ({"eval_every": 0}, "eval_every: expected a positive number"),
-        ({"max_lr": -1.0}, "schedule.max_lr"),
+        ({"eval_every": 0}, "eval_every: expected a whole number of iterations >= 1, got 0"),
+        ({"eval_every": 2.5}, "eval_every: expected a whole number of iterations >= 1, got 2.5"),
+        ({"iterations": True}, "iterations: expected a whole number of iterations >= 1, got True"),
+        ({"max_lr": -1.0}, "min_lr, max_lr: expected LRs with 0 <= min_lr < max_lr, got .* and -1.0"),
+        ({"min_lr": 0.5, "max_lr": 0.5}, "min_lr, max_lr: expected .* got 0.5 and 0.5"),
+        ({"max_lr": "high"}, "min_lr, max_lr: expected .* and 'high'"),
+        ({"max_lr": math.inf}, "min_lr, max_lr: expected .* and inf"),
     ],
-    ids=["short generator", "no batches", "no percentage", "NaN", "eval_every", "max_lr"],
 )
 def test_unusable_arguments_are_refused_with_a_remedy(change, message):
     net = nn.Linear(6, 2)

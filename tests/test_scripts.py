@@ -142,7 +142,7 @@ def test_in_a_sweep_the_others_finish_beside_one_that_diverges(tmp_path, script)
 def test_in_a_sweep_the_others_finish_beside_one_that_fails_and_the_exit_code_tells(tmp_path, script):
     code, output = script("iterations=2", "schedule.stepsize=3,0,4", sweep=True)
     assert code == 1
-    assert re.search(r"^  failed +schedule.stepsize=0 +schedule.stepsize: expected", output, re.MULTILINE), output
+    assert re.search(r"^  refused +schedule.stepsize=0 +schedule.stepsize: expected", output, re.MULTILINE), output
     assert {record.config["schedule"]["stepsize"] for record in records_in(tmp_path)} == {3, 4}
 
 

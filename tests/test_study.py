@@ -14,7 +14,8 @@ import yaml
 from small_runs import CONF, REPOSITORY, Forked, records_in
 
 from cyclical_lr import records
-from cyclical_lr.training.config import check, compose_config, describe, plain
+from cyclical_lr.report import study_figures
+from cyclical_lr.training.config import check, compose_config, describe, label, plain
 
 SCRIPT = REPOSITORY / "scripts" / "study.py"
 STUDIES = sorted((CONF / "study").glob("*.yaml"))
@@ -32,6 +33,19 @@ def test_every_arm_of_a_study_is_a_run_of_its_own_that_could_start(path):
         assert len(records.learning_rates(config)) == config["iterations"] + 1
         ids[arm] = records.run_id(config)
     assert len(set(ids.values())) == len(ids), "two arms are the same run"
+
+
+@pytest.mark.parametrize(
+    ("study", "groups"),
+    [("porting_mistakes", study_figures.MISTAKES), ("modern", study_figures.LATER_POLICIES)],
+)
+def test_a_figures_rows_are_the_arms_of_its_study_each_at_its_end(study, groups):
+    plans = []
+    for arm in yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["experiments"]:
+        experiment, *overrides = arm.split()
+        plans.append(plain(compose_config(CONF, [f"+experiment={experiment}", *overrides])))
+    rows = [(name, iteration) for cells in groups.values() for name, iteration, _ in cells]
+    assert sorted(rows) == sorted((label(plan, CONF), plan["iterations"]) for plan in plans)
 
 
 def run_study(arguments: list[str]) -> None:
@@ -132,6 +146,41 @@ def test_unusable_input_is_refused_before_anything_is_trained(tmp_path, argument
     assert code == 2, output
     assert re.search(rf"^error: .*{re.escape(message)}", output, re.MULTILINE), output
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected .* to have one key with the runs, such as `experiments: .*`, got None"),
+        ("- cifar10_tri2", "to have one key with the runs"),
+        ("arms: [cifar10_tri2]", "to have one key with the runs"),
+        ("experiments: []", "to have one key with the runs"),
+        ("experiments: [3]", "to have one key with the runs"),
+        ("experiments: [cifar10_tri2]\nseeds: 5", "to have one key with the runs"),
+        ("experiments: [cifar10_tri2, cifar10_tri2]", "lists cifar10_tri2 twice"),
+        ("experiments: [cifar10_tri2", "is no YAML file"),
+        ("experiments: [cifar10_tri9]", "experiment: there is no 'cifar10_tri9'; did you mean cifar10_tri"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused_with_what_it_should_be(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    code, output = Forked(tmp_path / "output.txt", run_study, [f"+study={file}", "logger=none"]).ends()
+    assert code == 2 and "Traceback" not in output
+    assert re.search(rf"^error: .*{message}", output, re.MULTILINE), output
+
+
+def test_a_record_that_cannot_be_read_fails_its_run_alone_in_one_paragraph(tmp_path):
+    arms = [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY}"]
+    assert study(tmp_path, arms[:1], "threads=1")[0] == 0
+    (path,) = (tmp_path / "results" / "runs").glob("*.json")
+    path.write_text("{}")
+    code, output = study(tmp_path, arms, "threads=1")
+    assert code == 1 and "Traceback" not in output
+    assert re.search(
+        rf"^  failed +cifar10_fixed_25k.* seed 0 .*{path.name} is not a run's record", output, re.MULTILINE
+    )
+    assert re.search(r"^  done +cifar10_tri2", output, re.MULTILINE)
 
 
 def test_help_lists_every_study():

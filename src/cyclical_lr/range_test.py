@@ -58,12 +58,16 @@ class Curve:
 
 
 def curve_of(record: Record, rows: Sequence[CurveRow]) -> Curve:
-    """The curve of a finished run of the study under `schedule=range_test`, with a NaN at the LR where it diverged."""
-    points = [(row.lr, row.test_accuracy) for row in rows]
-    if record.status == "diverged":
-        schedule = record.config["schedule"]
-        ramp = RangeTest(schedule["base_lr"], schedule["max_lr"], schedule["stepsize"])
-        points.append((ramp(record.iterations * record.config.get("compress", 1)), math.nan))
+    """The curve of a finished run of the study under `schedule=range_test`, up to where its LR stops rising.
+
+    With a NaN at the LR where it diverged.
+    """
+    schedule, compress = record.config["schedule"], record.config.get("compress", 1)
+    end = schedule.get("stepsize", math.inf)
+    points = [(row.lr, row.test_accuracy) for row in rows if row.iteration * compress <= end]
+    if record.status == "diverged" and record.iterations * compress <= end:
+        ramp = RangeTest(schedule["base_lr"], schedule["max_lr"], end)
+        points.append((ramp(record.iterations * compress), math.nan))
     return Curve(tuple(lr for lr, _ in points), tuple(accuracy for _, accuracy in points), record.seed)
 
 
@@ -319,6 +323,17 @@ class Bounds:
         return f"base_lr: {self.base.reason}. max_lr: {self.max.reason}"
 
 
+def check_rules(base_rule: str, max_rule: str) -> None:
+    """Refuse what `find_bounds` would, before a test is run.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    for key, rule, rules in (("base_rule", base_rule, BASE_RULES), ("max_rule", max_rule, tuple(MAX_RULES))):
+        if rule not in rules:
+            raise ValueError(f"{key}: expected one of {', '.join(rules)}, got {rule!r}")
+
+
 def find_bounds(
     curves: Sequence[Curve],
     base_rule: str = "onset",
@@ -338,9 +353,7 @@ def find_bounds(
     thresholds = thresholds or Thresholds()
     if not curves:
         raise ValueError("curves: expected one or more, got none; run the range test first")
-    for key, rule, rules in (("base_rule", base_rule, BASE_RULES), ("max_rule", max_rule, tuple(MAX_RULES))):
-        if rule not in rules:
-            raise ValueError(f"{key}: expected one of {', '.join(rules)}, got {rule!r}")
+    check_rules(base_rule, max_rule)
     ceilings = [_read(MAX_RULES[max_rule], curve, thresholds) for curve in curves]
     if base_rule == "onset":
         floors = [_read(_onset, curve, thresholds) for curve in curves]
@@ -371,6 +384,8 @@ def _over_seeds(rule: str, readings: Sequence[Reading]) -> Bound:
         reason = f"{len(found)} of {len(readings)} seeds show it"
         if other:
             reason += f"; {'not' if enough else 'only'} seed " + ", ".join(f"{o.seed} ({o.reason})" for o in other)
+        elif not found:
+            reason += f": {'; '.join(dict.fromkeys(reading.reason for reading in readings))}"
     spread = (found[0], found[-1]) if len(found) > 1 else None
     return Bound(rule, float(np.median(found)) if enough else None, spread, tuple(readings), reason)
 

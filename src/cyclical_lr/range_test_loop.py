@@ -66,7 +66,7 @@ def lr_range_test(
     Raises:
         ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
     """
-    test = RampTest(RangeTest(min_lr, max_lr, iterations), eval_every)
+    test = RampTest.over(min_lr, max_lr, iterations, eval_every)
     accuracies: dict[int, float] = {}
     with preserved_rng(batches):
         model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
@@ -92,20 +92,32 @@ def lr_range_test(
 
 @dataclass(frozen=True)
 class RampTest:
-    """What every range test does, whoever trains: the LR of each iteration, and the iterations at which to evaluate.
-
-    Raises:
-        ValueError: `eval_every` is not positive.
-    """
+    """What every range test does, whoever trains: the LR of each iteration, and the iterations at which to evaluate."""
 
     ramp: RangeTest
     eval_every: int
 
-    def __post_init__(self) -> None:
-        if self.eval_every < 1:
+    @classmethod
+    def over(cls, min_lr: float, max_lr: float, iterations: int, eval_every: int) -> "RampTest":
+        """
+        Raises:
+            ValueError: no ramp, or no evaluations of it; named as the arguments here are.
+        """
+        for key, value, papers in (("iterations", iterations, 4000), ("eval_every", eval_every, 200)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{key}: expected a whole number of iterations >= 1, got {value!r}; the paper's is {papers}"
+                )
+        try:
+            rises = 0 <= min_lr < max_lr < math.inf
+        except TypeError:
+            rises = False
+        if not rises:
             raise ValueError(
-                f"eval_every: expected a positive number of iterations, got {self.eval_every}; the paper's is 200"
+                f"min_lr, max_lr: expected LRs with 0 <= min_lr < max_lr, got {min_lr!r} and {max_lr!r}; the paper's "
+                "are 0 and 0.02"
             )
+        return cls(RangeTest(min_lr, max_lr, iterations), eval_every)
 
     @property
     def points(self) -> tuple[int, ...]:

@@ -151,12 +151,16 @@ def locate(target: str) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    module, _, name = target.rpartition(".")
+    module, _, name = str(target).rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
+        if not callable(found):
+            raise TypeError(f"it is {found!r}, no class or function")
+        inspect.signature(found)  # without one, nothing can be said of its arguments
+        return found
     except Exception as error:  # a module can raise anything while it is imported
         raise ConfigError(
-            f"_target_: nothing to import at {target!r} ({type(error).__name__}: {error}); give a dotted path, and for "
+            f"_target_: nothing to use at {target!r} ({type(error).__name__}: {error}); give a dotted path, and for "
             "a module in the working directory start the command with PYTHONPATH=."
         ) from error
 
@@ -171,6 +175,9 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
         return instantiate(dict(node), *arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, TypeError) and "required" in str(cause):  # not the arguments that it has to have
+            hint = "give it in the config, or on the command line with a plus, such as +schedule.max_lr=0.005"
+            raise ConfigError(f"{node['_target_']}: {cause}; {hint}") from error
         if isinstance(cause, (ValueError, TypeError)):
             raise ConfigError(str(cause)) from error
         raise
@@ -328,7 +335,7 @@ def read_record(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        ValueError: the file is not a record, or is incomplete; the message names the file.
+        ConfigError: the file is not a record, or is incomplete; the message names the file.
     """
     try:
         raw = json.loads(path.read_text())
@@ -341,7 +348,9 @@ def read_record(path: Path) -> Record:
         if record.status not in STATUSES:
             raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
     except ValueError as error:
-        raise ValueError(f"{path} is not a run's record: {error}") from error
+        raise ConfigError(
+            f"{path} is not a run's record: {error}; put back what was there, or remove it, and the run is done again"
+        ) from error
     return record
 
 

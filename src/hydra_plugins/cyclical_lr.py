@@ -107,6 +107,8 @@ else:
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             import submitit
 
+            from cyclical_lr.records import ConfigError
+
             parameters = dict(self.params)
             folder, timeouts = parameters.pop("submitit_folder"), parameters.pop("max_num_timeout")
             parameters["setup"] = [*(parameters["setup"] or ()), *_exports()]
@@ -116,14 +118,20 @@ else:
                 **{key if key in shared else f"slurm_{key}": value for key, value in parameters.items()}
             )
             numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-            jobs = executor.map_array(
-                self,
-                [list(overrides) for overrides in job_overrides],
-                ["hydra.sweep.dir" for _ in numbers],
-                numbers,
-                [f"job_id_for_{number}" for number in numbers],
-                [Singleton.get_state() for _ in numbers],
-            )
+            try:
+                jobs = executor.map_array(
+                    self,
+                    [list(overrides) for overrides in job_overrides],
+                    ["hydra.sweep.dir" for _ in numbers],
+                    numbers,
+                    [f"job_id_for_{number}" for number in numbers],
+                    [Singleton.get_state() for _ in numbers],
+                )
+            except submitit.core.utils.FailedJobError as error:
+                said = " ".join(str(error).split())
+                raise ConfigError(
+                    f"cluster: Slurm refused the jobs ({said}); see conf/cluster/slurm.yaml for the keys"
+                ) from error
             for job, title in zip(jobs, _titles(job_overrides), strict=True):
                 log.info("Slurm job %s: %s\n  log in %s", job.job_id, title, job.paths.stdout)
             log.info("waiting for %d jobs; they go on if this command is stopped, and it may be repeated", len(jobs))

@@ -53,8 +53,8 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
         "not run; to `exp` not run."
     )
     assert times == (
-        "Iterations to 80.5 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 1), `cifar10_fixed_25k` "
-        "never (n = 1)."
+        "Iterations to 80.5 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (1 of 1 "
+        "runs), `cifar10_fixed_25k` never (0 of 1 runs)."
     )
 
 
@@ -78,8 +78,9 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     assert "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary). CLR" in matched
     assert "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary); to" in drops
     assert times == (  # the last evaluation has no next one, and cannot count
-        "Iterations to 81 %, the highest target that CLR reaches: `cifar10_tri2` 24,000 (n = 3), `cifar10_fixed` never "
-        "(n = 3), `cifar10_fixed_25k` never (n = 3), `cifar10_fixed_25k_matched` 24,000 (n = 3)."
+        "Iterations to 81 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (3 of 3 "
+        "runs), `cifar10_fixed` never (0 of 3 runs), `cifar10_fixed_25k` never (0 of 3 runs), "
+        "`cifar10_fixed_25k_matched` 24,000 (3 of 3 runs)."
     )
 
 

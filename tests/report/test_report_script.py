@@ -55,11 +55,19 @@ def test_a_folder_of_ones_own_gets_a_report_inside_and_what_is_broken_is_named(o
     ("arguments", "said"),
     [
         (["figures=[2,99]"], "error: figures: expected some of [1, 2, 3"),
+        (["figures=1"], "error: figures: expected a list such as figures=[a,b], got 1"),
+        (["figures=[true]"], "error: figures: expected some of"),
         (["figures=[]", "readme=none.md"], "error: readme: expected a file with <!-- results -->"),
+        (["figures=[]", "page=/proc/page.html"], "error: /proc"),
+        (["figures=[]", "experiments=mine"], "error: experiments: expected a list"),
+        (["+typo=1"], "error: typo: there is no such key"),
+        (["typo=1"], "error: typo: there is no such key"),
+        (["results_dir=nowhere"], "error: results_dir: expected a folder with records in runs/, got 'nowhere'"),
+        (["results_dir=null"], "error: results_dir: expected a folder with records in runs/, got None"),
     ],
 )
-def test_unusable_input_is_refused_with_a_sentence(tmp_path, arguments, said):
-    shown = run(f"results_dir={tmp_path}", *arguments)
+def test_unusable_input_is_refused_with_a_sentence(own, arguments, said):
+    shown = run(*(arguments if arguments[0].startswith("results_dir=") else [f"results_dir={own}", *arguments]))
     assert shown.returncode == 2 and said in shown.stderr and "Traceback" not in shown.stderr
 
 

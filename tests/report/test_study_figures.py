@@ -1,4 +1,4 @@
-"""This study's own figures: LR schedules, verdicts, accuracy against training time, controls."""
+"""This study's own figures."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cyclical_lr.report.collect import Results
 
 CONF = Path(__file__).parents[2] / "conf"
 NOTHING = Results({}, {}, ())
+WITH_RUNS = ["verdicts", "training_time", "controls", "porting_mistakes", "later_policies"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +45,17 @@ def assert_no_text_leaves(figure) -> None:
 
 
 def test_there_is_a_caption_and_a_command_that_exists_for_each():
-    assert list(study_figures.FIGURES) == ["schedules", "verdicts", "training_time", "controls"]
+    assert list(study_figures.FIGURES) == ["schedules", *WITH_RUNS]
     assert list(study_figures.CAPTIONS) == list(study_figures.FIGURES)
     assert study_figures.command("schedules") == "python scripts/report.py figures=[schedules]"
-    for name in ("verdicts", "training_time", "controls"):
+    for name in WITH_RUNS:
         start, study = study_figures.command(name).rsplit("=", 1)
         assert start == "python scripts/study.py +study"
         listed = yaml.safe_load((CONF / "study" / f"{study}.yaml").read_text())["experiments"]
         assert len(listed) > 3
 
 
-@pytest.mark.parametrize("name", ["verdicts", "training_time", "controls"])
+@pytest.mark.parametrize("name", WITH_RUNS)
 def test_without_any_run_a_figure_gives_the_command_for_them(name):
     with pytest.raises(figures.MissingRuns, match=r"has no run yet: python scripts/study\.py \+study="):
         study_figures.draw(name, NOTHING, [], CONF)
@@ -174,7 +175,7 @@ def test_every_control_has_a_row_with_its_mean_or_says_that_it_was_not_run(add_r
         add_run("cifar10_fixed_25k[schedule.base_lr=0.002]", seed, {0: 10.0, 25_000: accuracy - 1})
     add_run("cifar10_decay", 0, {0: 10.0, 1_000: 5.0}, status="diverged")
     figure = draw("controls")
-    rows = [cell for cells in study_figures.GROUPS.values() for cell in cells]
+    rows = [cell for cells in study_figures.CONTROLS.values() for cell in cells]
     assert "80.50  n = 2" in texts(figure) and "1 diverged" in texts(figure)
     assert texts(figure).split("\n").count("not run") == len(rows) - 2
     _, constant, ends = figure.axes
@@ -190,5 +191,23 @@ def test_every_control_has_a_row_with_its_mean_or_says_that_it_was_not_run(add_r
 
 def test_every_control_of_the_study_has_a_place_in_the_figure():
     listed = yaml.safe_load((CONF / "study" / "controls.yaml").read_text())["experiments"]
-    shown = {label for cells in study_figures.GROUPS.values() for label, _, _ in cells}
+    shown = {label for cells in study_figures.CONTROLS.values() for label, _, _ in cells}
     assert {line.replace(" data.shuffle=true", "[data.shuffle=True]") for line in listed} <= shown
+
+
+# ---- Ends alone ------------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_stands_beside_the_faithful_port(add_run, draw):
+    add_run("cifar10_tri2", 0, {0: 10.0, 25_000: 80.0})
+    with pytest.raises(figures.MissingRuns):  # it was run for Table 1
+        draw("porting_mistakes")
+    add_run("cifar10_tri2[model.lrn=none]", 0, {0: 10.0, 25_000: 70.0})
+    add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0, 1_000: 5.0}, status="diverged")
+    figure = draw("porting_mistakes")
+    (axes,) = figure.axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    bars = {(line.get_xdata()[0], names[int(line.get_ydata()[0])]) for line in axes.lines if line.get_marker() == "|"}
+    assert bars == {(80.0, "as Caffe has it"), (70.0, "no LRN")}
+    assert texts(figure).split("\n").count("not run") == 8 and "1 diverged" in texts(figure)
+    assert_no_text_leaves(figure)

@@ -51,6 +51,17 @@ WRONG = [
     pytest.param(["solver.multipliers=flase"], ["solver.multipliers", "flase", "true"], id="nor here"),
     pytest.param(["data.mean=typo"], ["data.mean", "typo", "pixel"], id="unknown mean"),
     pytest.param(["data.train_sha256=abc"], ["data.train_sha256", "abc"], id="other data than declared"),
+    pytest.param(["data.scale=nan"], ["data.scale", "nan", "finite"], id="a scale that is no number"),
+    pytest.param(["solver.momentum=nan"], ["solver.momentum", "nan", "finite"], id="nor a momentum"),
+    pytest.param(["data.root=5"], ["data.root", "5", "a folder"], id="a folder that is a number"),
+    pytest.param(["~solver"], ["solver", "solver=NAME", "None"], id="no solver"),
+    pytest.param(["~trainer"], ["trainer", "trainer=NAME", "None"], id="no trainer"),
+    pytest.param(["schedule._target_=null"], ["None", "dotted path"], id="a class without a name"),
+    pytest.param(["schedule._target_=math.pi"], ["math.pi", "no class or function"], id="a class that is a number"),
+    pytest.param(["schedule._target_=builtins.dict"], ["builtins.dict"], id="a class that says nothing of itself"),
+    pytest.param(["iterations=100000000000000"], ["iterations", "at most 100,000,000"], id="more than memory holds"),
+    pytest.param(["+trainer.emulate_bf16=5"], ["trainer.emulate_bf16", "5", "true or false"], id="neither here"),
+    pytest.param(["model=alexnet"], ["model", "3 x 32 x 32", "AlexNet"], id="images that the network does not take"),
     pytest.param(["logger.kind=typo"], ["logger.kind", "typo", "none"], id="unknown logger"),
     pytest.param(["logger=wandb", "logger.mode=typo"], ["logger.mode", "typo", "offline"], id="unknown W&B mode"),
 ]
@@ -68,6 +79,17 @@ def test_the_message_names_key_value_and_remedy_and_nothing_is_recorded(tmp_path
 def test_what_is_right_is_not_refused():
     # Were `check` to refuse everything, the tests above would pass.
     check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", "seed=[0,1]", "threads=2", "compress=5"])))
+
+
+def test_a_record_that_cannot_be_read_is_named_with_a_way_out_and_nothing_is_trained(tmp_path, train):
+    (outcome,) = train("iterations=2")
+    path = tmp_path / "results" / "runs" / f"{outcome.run_id}.json"
+    whole = path.read_text()
+    path.write_text(whole[:100])
+    with pytest.raises(ConfigError, match=rf"{outcome.run_id}\.json is not a run's record.*or remove it"):
+        train("iterations=2")
+    path.write_text(whole)
+    assert not train("iterations=2")[0].fresh
 
 
 def test_a_misspelt_experiment_is_named_beside_those_that_there_are(train):

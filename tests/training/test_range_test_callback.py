@@ -396,7 +396,15 @@ def test_an_endless_training_set_is_tested_too(capsys):
 
 @pytest.mark.parametrize(
     ("test", "message"),
-    [({"eval_every": 0}, "eval_every"), ({"max_lr": -1.0}, "max_lr"), ({"iterations": 0}, "stepsize")],
+    [
+        ({"eval_every": 0}, "^eval_every: expected"),
+        ({"max_lr": -1.0}, "^min_lr, max_lr: expected"),
+        ({"min_lr": 0.2, "max_lr": 0.2}, "^min_lr, max_lr: expected"),
+        ({"iterations": 0}, "^iterations: expected"),
+        ({"base_rule": "typo"}, "^base_rule: expected one of"),
+        ({"max_rule": "typo"}, "^max_rule: expected one of"),
+        ({"stepsize": -3}, "^stepsize: expected"),
+    ],
 )
 def test_arguments_of_the_ramp_are_refused_at_construction(test, message):
     with pytest.raises(ValueError, match=message):

@@ -83,6 +83,7 @@ class CifarData(pl.LightningDataModule):
     """CIFAR-10, CIFAR-100 or the embedded sample of CIFAR-10: `train` and `test` after `setup()`."""
 
     name: str
+    image_shape = (3, 32, 32)
     train: ImageSet
     test: ImageSet
 

@@ -138,6 +138,7 @@ class ImageNetData(pl.LightningDataModule):
             raise ConfigError("data.root=None: expected the folder of a prepared set; set it or CYCLICAL_LR_IMAGENET")
         self.name, self.num_classes, self.root = name, num_classes, Path(root).expanduser()
         self.crop, self.mean, self.mirror = crop, mean, mirror
+        self.image_shape = (3, crop, crop)
         self.batch_size, self.eval_batch_size, self.shuffle = batch_size, eval_batch_size, shuffle
         self.declared = {
             **{"num_classes": num_classes, "train_images": train_images, "test_images": test_images},

@@ -213,7 +213,27 @@ def _checked_record(path: Path) -> Record:
             f"{path} is not the record that its name says: run_id is {record.run_id!r} and config_sha256 begins with "
             f"{record.config_sha256[:12]!r}"
         )
+    _check_config(path, record)
     return record
+
+
+def _check_config(path: Path, record: Record) -> None:
+    """Refuse a config that lacks what the report reads, or that is not what the run's name stands for."""
+    config, groups = record.config, ("model", "data", "schedule")
+    if not all(isinstance(config.get(group), Mapping) for group in groups) or type(config.get("iterations")) is not int:
+        raise ValueError(f"{path} is not a run's record: its config lacks one of {', '.join(groups)}, iterations")
+    if "name" not in config["data"] or type(config.get("compress", 1)) is not int:
+        raise ValueError(f"{path} is not a run's record: its config lacks data.name, or its compress is no number")
+    if records.is_foreign(config):  # a record may come from anywhere: nothing that it names is imported
+        return
+    try:
+        sha256 = records.config_sha256(config)
+    except ConfigError:  # it names a class that is no more
+        return
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a run's record: its config is damaged ({error!r})") from error
+    if sha256 != record.config_sha256:
+        raise ValueError(f"{path} is left out: its config is not the one that it was named for; it has been edited")
 
 
 def _checked_curve(path: Path, record: Record) -> list[CurveRow]:

@@ -232,7 +232,7 @@ def range_test(curves: Sequence[Curve], bounds: Bounds, title: str) -> Figure:
         axes.set_xlim(left=0)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower right")
-        axes.set_title(f"{title} (n = {len(curves)})", fontsize=8)
+        axes.set_title(textwrap.fill(f"{title.replace(',', ', ')} (n = {len(curves)})", 54), fontsize=8)
     return figure
 
 

@@ -186,8 +186,14 @@ def _times(times: Sequence[TimeToTarget]) -> str:
     if not reached:
         return ""
     at = [time for time in shown if time.target == max(reached)]
-    parts = [f"`{time.label}` {wording.time(time.median)} (n = {len(time.times)})" for time in at if time.times]
-    return f"Iterations to {max(reached):g} %, the highest target that CLR reaches: {', '.join(parts)}."
+    parts = [
+        f"`{time.label}` {wording.time(time.median)} ({time.reached} of {len(time.times)} runs)"
+        for time in at
+        if time.times
+    ]
+    return (
+        f"Iterations to {max(reached):g} %, the highest target that most CLR runs reach (medians): {', '.join(parts)}."
+    )
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""This study's own figures: LR schedules, all verdicts, accuracy against training time, and the controls."""
+"""This study's own figures: LR schedules, verdicts, time, controls, porting mistakes and later policies."""
 
 import re
 from collections import defaultdict
@@ -143,7 +143,9 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
     clock = max(sorted(groups), key=lambda key: (len({run.label for run in groups[key]}), len(groups[key])))
     device, threads, engine, layers, _ = clock
     figure, axes = plt.subplots(figsize=(COLUMN, 2.3), layout="constrained")
-    missing, elsewhere, late = [], [], []
+    missing: list[str] = []
+    elsewhere: list[str] = []
+    late: list[float] = []
     for label in TIMED:
         runs = [record for record in groups[clock] if record.label == label]
         if not runs:
@@ -169,7 +171,9 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
 # Controls -------------------------------------------------------------------------------------------------------------
 
 CONFOUNDS = ("cifar10_tri2", "cifar10_tri2_no_drops", "cifar10_fixed_25k", "cifar10_fixed_25k_matched")
-GROUPS: dict[str, list[tuple[str, int, str]]] = {
+Groups = dict[str, list[tuple[str, int, str]]]
+"""Questions, and the cells that answer them: label, iteration, name."""
+CONTROLS: Groups = {
     "Is it the LR drops?": [
         ("cifar10_tri2", 25_000, "CLR, drops"),
         ("cifar10_tri2_no_drops", 25_000, "CLR, no drops"),
@@ -203,16 +207,15 @@ GROUPS: dict[str, list[tuple[str, int, str]]] = {
         ("cifar10_exp_range_ss3000", 42_000, "stepsize 3,000"),
     ],
 }
-"""Questions, and the cells that answer them: experiment, iteration, name."""
 CONSTANT_LR = re.compile(r"cifar10_fixed_25k\[schedule\.base_lr=([-+.\de]+)\]")
 
 
 def _controls(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
     """Three panels: curves at one budget, accuracy against a constant LR, and the end of every control."""
-    rows = [cell for group in GROUPS.values() for cell in group]
+    rows = [cell for group in CONTROLS.values() for cell in group]
     if not any(read_cell(results, label, iteration).n for label, iteration, _ in rows):
         raise _missing("controls")
-    height = 0.125 * (len(rows) + len(GROUPS))
+    height = _height(CONTROLS)
     figure = plt.figure(figsize=(COLUMN, 4.3 + height), layout="constrained")
     parts = figure.add_gridspec(2, 1, height_ratios=(3.6, 0.5 + height))
     upper = parts[0].subgridspec(2, 1, height_ratios=(1.6, 1))
@@ -220,7 +223,7 @@ def _controls(results: Results, decided: Sequence[Verdict], conf: Path) -> Figur
     ends = figure.add_subplot(parts[1].subgridspec(1, 1)[0])  # of its own, or its long names would narrow the others
     missing = _curves_panel(curves, results, conf)
     _constant_panel(constant, results)
-    _ends_panel(ends, results, read_paper(conf / "paper"))
+    _ends_panel(ends, CONTROLS, results, read_paper(conf / "paper"))
     legends(figure, curves, not_run(missing), above=True)
     return figure
 
@@ -272,11 +275,16 @@ def _constant_panel(axes: Axes, results: Results) -> None:
                   ha="right", va="bottom", fontsize=5.5, color=GREY)  # fmt: skip
 
 
-def _ends_panel(axes: Axes, results: Results, paper: Paper) -> None:
-    """A row per control: seeds, their mean and the paper's number at the same iteration."""
+def _height(groups: Groups) -> float:
+    """Of what `_ends_panel` draws, in inches."""
+    return 0.125 * (len(groups) + sum(map(len, groups.values())))
+
+
+def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> None:
+    """A row per cell: seeds, their mean and the paper's number at the same iteration."""
     ticks: list[tuple[float, str]] = []
     headings, y = [], 0
-    for question, cells in GROUPS.items():
+    for question, cells in groups.items():
         headings.append(y)
         ticks.append((y, question))
         for label, iteration, name in cells:
@@ -297,6 +305,58 @@ def _ends_panel(axes: Axes, results: Results, paper: Paper) -> None:
     named_rows(axes, ticks, headings, 5.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy (%); bar: mean, star: the paper")
+
+
+# Ends alone -----------------------------------------------------------------------------------------------------------
+
+FAITHFUL, END = "cifar10_tri2", 25_000
+MISTAKES: Groups = {
+    "The port": [(FAITHFUL, END, "as Caffe has it")],
+    "How it is updated": [
+        (f"{FAITHFUL}[solver=torch_sgd(weight_decay=0.004)]", END, "LR outside momentum"),
+        (f"{FAITHFUL}[solver.multipliers=False]", END, "no multipliers"),
+    ],
+    "What it is shown": [
+        (f"{FAITHFUL}[data.scale=0.00392156862745098]", END, "pixels 0 to 1"),
+        (f"{FAITHFUL}[data.mean=channel]", END, "channel means"),
+        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "both"),
+        (f"{FAITHFUL}[data.shuffle=True]", END, "shuffled"),
+    ],
+    "What it is made of": [
+        (f"{FAITHFUL}[model.ceil_mode=False]", END, "pooling rounds down"),
+        (f"{FAITHFUL}[model.lrn=across_channels]", END, "LRN across channels"),
+        (f"{FAITHFUL}[model.lrn=none]", END, "no LRN"),
+        (f"{FAITHFUL}[model.init=torch]", END, "PyTorch's weights"),
+    ],
+}
+"""The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, but for `both`."""
+LATER_POLICIES: Groups = {
+    "Of the paper, and compressed": [
+        ("cifar10_tri2", END, "triangular2, 3 phases"),
+        ("cifar10_fixed_25k", END, "fixed, 25k"),
+    ],
+    "Later": [
+        ("cifar10_cosine", END, "cosine"),
+        ("cifar10_cosine_restarts", END, "cosine, restarts"),
+        ("cifar10_one_cycle", END, "one cycle"),
+        ("cifar10_warmup_stable_decay", END, "warmup-stable-decay"),
+    ],
+}
+"""The arms of conf/study/modern.yaml."""
+
+
+def _ends(name: str, groups: Groups) -> Callable[[Results, Sequence[Verdict], Path], Figure]:
+    """What draws these ends alone, once there is a run of any group but the first."""
+
+    def drawn(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
+        _, *others = groups.values()
+        if not any(read_cell(results, label, iteration).runs for cells in others for label, iteration, _ in cells):
+            raise _missing(name)
+        figure, axes = plt.subplots(figsize=(COLUMN, 0.5 + _height(groups)), layout="constrained")
+        _ends_panel(axes, groups, results, read_paper(conf / "paper"))
+        return figure
+
+    return drawn
 
 
 FIGURES = {
@@ -323,6 +383,17 @@ FIGURES = {
         "and at one mean LR; the fixed policy at other constant LRs; and where every control ends.",
         "python scripts/study.py +study=controls",
         _controls,
+    ),
+    "porting_mistakes": StudyFigure(
+        "What earlier ports of Caffe's network missed, and what each costs: CLR as in Table 2 after 25,000 iterations, "
+        "with one of Caffe's choices changed at a time.",
+        "python scripts/study.py +study=porting_mistakes",
+        _ends("porting_mistakes", MISTAKES),
+    ),
+    "later_policies": StudyFigure(
+        "Later policies under CLR's budget of 25,000 iterations, with a peak or mean set by Table 2 and not tuned.",
+        "python scripts/study.py +study=modern",
+        _ends("later_policies", LATER_POLICIES),
     ),
 }
 CAPTIONS = {name: figure.caption for name, figure in FIGURES.items()}

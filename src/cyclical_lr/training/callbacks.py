@@ -78,7 +78,7 @@ def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
                 raise ValueError(f"it belongs to run {state['run_id']}")
             _restore(member, state)
         except Exception as error:  # whatever is wrong with the file, the one before it may be right
-            log.warning("checkpoint %s cannot be used (%s): going back to the one before", path, error)
+            log.warning("checkpoint %s cannot be used (%s): going back to the one before, or to the start", path, error)
             for part, untrained in zip(parts, fresh, strict=True):  # they may have got half of the file
                 part.load_state_dict(untrained)
             continue
@@ -152,7 +152,7 @@ class Progress(ProgressBar):
         self.title, self.iterations = title, iterations
         self.bar: tqdm[Any] | None = None
         self._shown = 0.0
-        self._started: tuple[float, int] = (0.0, 0)
+        self._started: tuple[float, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)
@@ -175,10 +175,11 @@ class Progress(ProgressBar):
         if self.bar is not None:
             self.bar.set_postfix_str(self._values(module))
             return
-        since, first = self._started
-        done = module.iteration - first
-        rate = done / (time.monotonic() - since) if done > 0 else math.nan
-        left = f", {rate:.1f} it/s, {_duration((self.iterations - module.iteration) / rate)} left" if done > 0 else ""
+        left = ""
+        if self._started is not None and module.iteration > self._started[1]:
+            since, first = self._started
+            rate = (module.iteration - first) / (time.monotonic() - since)
+            left = f", {rate:.1f} it/s, {_duration((self.iterations - module.iteration) / rate)} left"
         log.info("%s  %s%s", f"{self.title}  {module.iteration:,}/{self.iterations:,}", self._values(module), left)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -197,9 +198,11 @@ class Progress(ProgressBar):
         values = [f"lr {module.lrs[module.iteration]:.2e}"]
         if not math.isnan(module.last_loss):
             values.append(f"loss {module.last_loss:.3f}")
-        accuracies = [member.curve[-1].test_accuracy for member in module.members if member.curve]
+        accuracies = [m.curve[-1].test_accuracy for m in module.members if m.curve and not m.diverged]
         if accuracies:
             values.append(f"test {sum(accuracies) / len(accuracies):.2f} %")
+        if diverged := sum(bool(member.diverged) for member in module.members):
+            values.append("diverged" if len(module.members) == 1 else f"{diverged} diverged")
         return ", ".join(values)
 
 

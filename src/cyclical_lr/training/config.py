@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError
 
+MOST_ITERATIONS = 100_000_000
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
 TOP_LEVEL = (
     *("experiment", "seed", "iterations", "eval_every", "engine", "compress", "checkpoint_seconds", "threads"),
@@ -30,7 +32,8 @@ CLUSTER = (
 TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("an integer", (int,)),
-    float: ("a number", (int, float)),
+    float: ("a finite number", (int, float)),
+    str | Path | None: ("a folder or a file", (str, type(None))),
 }
 """What a class's arguments of these types may be in a config."""
 
@@ -62,7 +65,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
-        raise ConfigError(f"{key}: no usable value ({str(error).splitlines()[0]}); give {key}=... ") from error
+        card = "" if "." in key and cfg.get("experiment") else ", or +experiment=NAME, whose card has it"
+        raise ConfigError(f"{key}: no usable value ({str(error).splitlines()[0]}); give {key}=VALUE{card}") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
@@ -74,6 +78,9 @@ def check(plan: Mapping[str, Any]) -> None:
         ConfigError: unknown key, or a value out of range; names key, value and remedy.
     """
     _check_keys("", plan, TOP_LEVEL)
+    for group in ("model", "data", "solver", "schedule", "trainer", "logger", "cluster"):
+        if not isinstance(plan.get(group), Mapping):
+            raise ConfigError(f"{group}: expected {group}=NAME, got {plan.get(group)!r}; --help lists the names")
     for group in ("model", "data", "solver", "schedule"):
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER)
@@ -81,6 +88,9 @@ def check(plan: Mapping[str, Any]) -> None:
     _check_cluster(plan["cluster"])
     for key in ("iterations", "eval_every", "compress"):
         _check_whole(key, plan[key], 1)
+    if plan["iterations"] > MOST_ITERATIONS:
+        most = f"{MOST_ITERATIONS:,}, whose LRs are computed before the first"
+        raise ConfigError(f"iterations: expected at most {most}, got {plan['iterations']:,}")
     if plan["engine"] not in ("auto", "reference", "fast"):
         raise ConfigError(f"engine: expected 'auto', 'reference' or 'fast', got {plan['engine']!r}")
     if plan["threads"] is not None:
@@ -111,6 +121,8 @@ def check(plan: Mapping[str, Any]) -> None:
     if plan["trainer"]["precision"] not in PRECISIONS:
         known, got = ", ".join(PRECISIONS), plan["trainer"]["precision"]
         raise ConfigError(f"trainer.precision: expected one of {known}, got {got!r}")
+    if not isinstance(plan["trainer"].get("emulate_bf16", False), bool):
+        raise ConfigError(f"trainer.emulate_bf16: expected true or false, got {plan['trainer']['emulate_bf16']!r}")
 
 
 def _check_strategy(strategy: Any, seed: Any) -> None:
@@ -145,7 +157,8 @@ def _check_targets(where: str, node: Any) -> None:
                 if parameter.name in node and parameter.annotation in TYPES:
                     expected, types = TYPES[parameter.annotation]
                     value = node[parameter.name]
-                    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                    fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+                    if not fits or (isinstance(value, float) and not math.isfinite(value)):
                         raise ConfigError(f"{where}.{parameter.name}: expected {expected}, got {value!r}")
         for key, value in node.items():
             _check_targets(f"{where}.{key}", value)

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from cyclical_lr.range_test import Bounds, Curve, Thresholds, find_bounds, report
+from cyclical_lr.range_test import Bounds, Curve, Thresholds, check_rules, find_bounds, report
 from cyclical_lr.range_test_loop import RampTest, percent, preserved_rng
 from cyclical_lr.schedules import RangeTest
 from cyclical_lr.solvers import set_lr
@@ -74,7 +74,10 @@ class LRRangeTest(pl.Callback):
         stepsize: int | None = None,
         datamodule: pl.LightningDataModule | None = None,
     ) -> None:
-        self.test = RampTest(RangeTest(min_lr, max_lr, iterations), eval_every)
+        self.test = RampTest.over(min_lr, max_lr, iterations, eval_every)
+        check_rules(base_rule, max_rule)
+        if stepsize is not None and (isinstance(stepsize, bool) or not isinstance(stepsize, int) or stepsize < 1):
+            raise ValueError(f"stepsize: expected a whole number of iterations >= 1 or None, got {stepsize!r}")
         self.monitor, self.scale = monitor, scale
         self.base_rule, self.max_rule, self.thresholds = base_rule, max_rule, thresholds
         self.stepsize, self.datamodule = stepsize, datamodule

@@ -38,6 +38,10 @@ CHECKSUMS = ("train_sha256", "test_sha256", "mean_sha256")
 COMMIT, DIRTY = provenance.commit()  # now, when the code is read: a study runs for days, and the tree may change
 
 
+class NotWritten(OSError):
+    """Runs ended, and their records could not be written; `strerror` says what to do."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How one run ended: its record (None where another process is working on it) and whether it was run now."""
@@ -101,6 +105,8 @@ def _claim(
             path = records.record_path(results, run_id)
             record = records.read_record(path)
             log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, path)
+            if record.config.get("eval_every") != plan["eval_every"]:  # which is no part of what a run is
+                log.info("  it was evaluated every %s iterations", record.config.get("eval_every"))
             outcomes.append(Outcome(run_id, record, fresh=False))
             continue
         records.remove_leftovers(folder)
@@ -150,7 +156,7 @@ def make_trainer(
         raise ConfigError(
             f"trainer.precision: bf16-mixed needs a CPU with AVX-512-BF16 or AMX, this is "
             f"{provenance.device_name(torch.device('cpu'))}, where bf16 is emulated and ten times slower than float32; "
-            "use trainer=cpu, or force it with trainer.emulate_bf16=true"
+            "use trainer=cpu, or force it with trainer=cpu_bf16 trainer.emulate_bf16=true"
         )
     exact_arithmetic()
     ours = {"devices": devices, **(ddp.trainer_options(accelerator) if strategy == "ddp" else {}), **options}
@@ -178,9 +184,11 @@ def _train(
     data.prepare_data()
     data.setup("fit")
     ddp.check_shares(data.batch_size, len(data.test))
-    members = []
+    members: list[Member] = []
     for config in configs:
         member = new_member(plan, config, name)
+        if not members:
+            _check_fits(member.network, data)
         if restore_checkpoint(folders[member.run_id], member):
             log.info("%s seed %d continues at iteration %s", name, member.seed, f"{member.iteration:,}")
         members.append(member)
@@ -194,6 +202,24 @@ def _train(
         own = [config for config in configs if config["seed"] in {member.seed for member in together}]
         out += _train_together(plan, together, own, folders, lrs, data)
     return out
+
+
+def _check_fits(network: torch.nn.Module, data: Any) -> None:
+    """Refuse a network of this study that does not take the set's images before anything is trained."""
+    if not type(network).__module__.startswith(records.PACKAGE) or not hasattr(data, "image_shape"):
+        return
+    x = torch.zeros(1, *data.image_shape).to(memory_format=torch.channels_last)
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(x)
+    except (ValueError, RuntimeError) as error:
+        shape = " x ".join(map(str, data.image_shape))
+        raise ConfigError(
+            f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
+            f"{type(network).__name__} ({str(error).splitlines()[0]}); choose the model= for this data="
+        ) from error
+    network.train()
 
 
 def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Member:
@@ -285,7 +311,7 @@ def _train_together(
             close_logger(loggers[member.run_id], record.status)
         out.append(record)
     if obstacle is not None:
-        raise OSError(
+        raise NotWritten(
             obstacle.errno,
             f"results_dir: cannot write to {results} ({obstacle.strerror}). Nothing that was trained is lost: the "
             f"checkpoints in {plan['runs_dir']} stay. Make room there, or make it writable, or give another "

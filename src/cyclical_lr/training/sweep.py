@@ -31,8 +31,14 @@ class Job:
 
     @property
     def missing(self) -> list[dict[str, Any]]:
-        """The configs of runs without a record that is final."""
-        return [one for one in self.configs if not records.is_over(self.results_dir, records.run_id(one))]
+        """The configs of runs without a record that is final; one that cannot be read is none."""
+        return [one for one in self.configs if not self._is_over(records.run_id(one))]
+
+    def _is_over(self, run_id: str) -> bool:
+        try:
+            return records.is_over(self.results_dir, run_id)
+        except records.ConfigError:  # the run will say so
+            return False
 
 
 def plan_job(cfg: DictConfig, conf: Path, overrides: Sequence[str]) -> Job:
@@ -60,7 +66,8 @@ def missing(jobs: Sequence[Job]) -> list[Job]:
     """The jobs of which something is missing. Says how many runs that are."""
     runs = sum(len(job.configs) for job in jobs)
     left = sum(len(job.missing) for job in jobs)
-    log.info("%d of %d runs are done, %d are missing", runs - left, runs, left)
+    if runs:
+        log.info("%d of %d runs are done, %d are missing", runs - left, runs, left)
     return [job for job in jobs if job.missing]
 
 
@@ -73,21 +80,24 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
     """
     rows = [(f"{job.label} seed {one['seed']}", *_status(job, one, problems)) for job in jobs for one in job.configs]
     unplanned = problems.keys() - {job.title for job in jobs}
-    rows += [(title, "failed", problems[title]) for title in problems if title in unplanned]
+    rows += [(title, "refused", problems[title]) for title in problems if title in unplanned]
     width = max((len(title) for title, _, _ in rows), default=0)
     log.info("%d of %d runs are done", sum(status == "done" for _, status, _ in rows), len(rows))
     for title, status, detail in rows:
         log.info("  %-8s %-*s  %s", status, width, title, detail)
-    bad = any(status in ("failed", "missing") for _, status, _ in rows)
-    if bad:
+    ended = {status for _, status, _ in rows}
+    if ended & {"failed", "missing"}:
         log.info("the same command again runs what failed or is missing")
-    return not bad
+    return not ended & {"failed", "missing", "refused"}
 
 
 def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
     run_id = records.run_id(one)
     path = records.record_path(job.results_dir, run_id)
-    record = records.read_record(path) if path.exists() else None
+    try:
+        record = records.read_record(path) if path.exists() else None
+    except records.ConfigError as error:
+        return "failed", str(error)
     if record is not None:
         accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
         return record.status, record.message or accuracy

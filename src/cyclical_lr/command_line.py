@@ -1,0 +1,57 @@
+"""What every script does around its work: input that cannot be used is one paragraph and exit code 2, no traceback."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from cyclical_lr.records import ConfigError
+
+FAILED, UNUSABLE, STOPPED = 1, 2, 130
+INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
+
+
+def guarded(main: Callable[[], Any]) -> int:
+    """Call `main`; the exit code. SystemExit and what is not about input pass through."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return STOPPED
+    except INPUT_ERRORS as error:
+        return refuse(explained(error))
+    except ValueError as error:  # Hydra's, before it knows which group
+        if not str(error).startswith("Config group override"):
+            raise
+        return refuse(f"a group takes a name, such as model=cifar10_full ({error}); --help lists them")
+    return 0
+
+
+def refuse(message: str) -> int:
+    """Print the message as an error; the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return UNUSABLE
+
+
+def explained(error: Exception) -> str:
+    """An error about input in one paragraph: Hydra's own has a page of options, or an advice that does not fit here."""
+    text = str(error)
+    if isinstance(error, ConfigError):
+        return text
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, name = found.groups()
+        options = [option for option in re.findall(r"^\t(\S+)$", text, re.MULTILINE) if "=" not in option]
+        close = difflib.get_close_matches(name, options, 3)
+        few = f"expected one of {', '.join(options)}" if len(options) <= 12 else "--help lists those that there are"
+        meant = f"did you mean {' or '.join(close)}?" if close else few
+        return f"{group}: there is no {name!r}; {meant}"
+    if found := re.search(r"Could not override '([^']+)'\.\s+To append to your config", text):
+        return f"{found[1]}: there is no such key; --cfg job after your other arguments shows all that there are"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(line.rstrip(".") for line in lines if line.strip("^ ") and not line.startswith("See https:"))

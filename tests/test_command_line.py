@@ -1,0 +1,68 @@
+"""What scripts say of input that Hydra refuses, and how they end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from omegaconf.errors import ConfigKeyError
+from small_runs import CONF, REPOSITORY
+
+from cyclical_lr.command_line import explained, guarded
+from cyclical_lr.records import ConfigError
+from cyclical_lr.training.config import compose_config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["+experiment=cifar10_trj2"], "experiment: there is no 'cifar10_trj2'; did you mean cifar10_tri2"),
+        (["+experiment=nope"], "experiment: there is no 'nope'; --help lists those that there are"),
+        (["data=zzz"], "data: there is no 'zzz'; expected one of cifar10, cifar100, cifar10_sample"),
+        (["typo=1"], "typo: there is no such key; --cfg job"),
+        (["experiment=cifar10_tri2"], "To append to your default list use +experiment=cifar10_tri2"),
+        (["+experiment=cifar10_tri2", "~data.nope"], "'data.nope' does not exist"),
+        (["seed=[0"], "'[0'"),
+    ],
+)
+def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said):
+    with pytest.raises(Exception) as refusal:
+        compose_config(CONF, overrides)
+    text = explained(refusal.value)
+    assert said in text and "\n" not in text and len(text) < 400
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """How a script with this main ends."""
+    monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "0")
+    return guarded
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_how_a_script_ends_says_why_it_does(ended, capsys):
+    assert ended(lambda: None) == 0
+    assert ended(raising(ConfigError("seed: expected more"))) == 2
+    assert ended(raising(ConfigKeyError("no key"))) == 2
+    assert capsys.readouterr().err == "error: seed: expected more\nerror: no key\n"
+    assert ended(raising(ValueError("Config group override must be a string or a list. Got NoneType"))) == 2
+    assert "error: a group takes a name, such as model=" in capsys.readouterr().err
+    assert ended(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
+    for passed_on in (SystemExit(3), RuntimeError("a bug"), ValueError("a bug")):
+        with pytest.raises(type(passed_on)):
+            ended(raising(passed_on))
+
+
+def test_a_script_refuses_in_one_line():
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run.py"), "+experiment=cifar10_tri9"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout == ""
+    assert shown.stderr.startswith("error: experiment: there is no 'cifar10_tri9'; did you mean")
+    assert shown.stderr.count("\n") == 1
