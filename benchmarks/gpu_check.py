@@ -54,11 +54,10 @@ def main(overrides: list[str]) -> int:
         built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
         print(f"error: expected a CUDA GPU that {built}, can use, found none", file=sys.stderr)
         return 2
-    device = torch.device("cuda")
+    device, (commit, dirty) = torch.device("cuda"), provenance.commit()
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "cuda", *TESTS], cwd=REPOSITORY, check=False)
     fast = [*overrides, "trainer=gpu", "engine=fast", "logger=none"]
     taken, _, equal = measure(fast)
-    commit, dirty = provenance.commit()
     outcome: dict[str, Any] = {
         "device": provenance.device_name(device),
         "date": datetime.now(UTC).date().isoformat(),

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class RampTest:
             ValueError: no ramp, or no evaluations of it; named as the arguments here are.
         """
         for key, value, papers in (("iterations", iterations, 4000), ("eval_every", eval_every, 200)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(
                     f"{key}: expected a whole number of iterations >= 1, got {value!r}; the paper's is {papers}"
                 )

@@ -108,6 +108,9 @@ def test_bytes_that_are_no_text_are_named(beside_a_good_run):
     check(record, "is not a run's record")
 
 
+EDITED = {"model": {}, "data": {"name": "cifar10"}, "schedule": {}, "solver": {}, "iterations": 5, "seed": 0}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -121,6 +124,10 @@ def test_bytes_that_are_no_text_are_named(beside_a_good_run):
         ({"extra": 1}, "extra"),
         ({"run_id": "another"}, "is not the record that its name says"),
         ({"config_sha256": "f" * 64}, "is not the record that its name says"),
+        ({"config": {}}, "its config lacks one of model, data, schedule, iterations"),
+        ({"config": {"model": {}, "data": {}, "schedule": {}, "iterations": 5}}, "its config lacks data.name"),
+        ({"config": EDITED}, "its config is not the one that it was named for"),
+        ({"config": {**EDITED, "compress": "ten"}}, "its compress is no number"),
     ],
 )
 def test_a_record_against_the_schema_is_named(beside_a_good_run, changes, reason):
