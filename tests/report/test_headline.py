@@ -96,6 +96,24 @@ def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_
     )
 
 
+def test_other_constant_lrs_and_each_missed_detail_have_a_sentence(paper, tmp_path, add_run):
+    for seed in range(2):
+        add_run("cifar10_tri2", seed, curve(80 + seed))
+        add_run("cifar10_fixed_25k[schedule.base_lr=0.002]", seed, curve(80.5 + seed))
+    add_run("cifar10_fixed_25k[schedule.base_lr=0.0005]", 0, curve(76.8))
+    add_run("cifar10_tri2[model.lrn=none]", 1, curve(79.5))
+    add_run("cifar10_tri2[data.mean=channel]", 7, curve(79.5))  # no seed to be beside
+    add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
+    sentences = found(paper, collect(tmp_path))
+    assert (
+        "The same at other LRs (`+study=constant_lr`, in %): 76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2)." in sentences
+    )
+    assert sentences[-1] == (
+        "What missing one of Caffe's details changes, in points: no LRN -1.50, PyTorch's weights diverges (n = 1, each "
+        "beside the same seed)."
+    )
+
+
 def test_the_claims_that_the_sentences_rest_on_exist(paper):
     claims = {claim["id"]: claim["rule"] for claim in paper.claims}
     assert [claims[name] for name in (headline.TRI2, headline.FIXED)] == ["number", "number"]

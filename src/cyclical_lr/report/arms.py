@@ -1,6 +1,8 @@
 """The arms of the figures: how each experiment is named and drawn everywhere, and what its lab card schedules."""
 
 import functools
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,37 @@ ARMS = {
     "imagenet_googlenet_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
 }
 """By experiment. Two that stand in one figure differ in colour."""
+
+
+Groups = dict[str, list[tuple[str, int, str]]]
+"""Questions, and the cells that answer them: label, iteration, name."""
+FAITHFUL, END = "cifar10_tri2", 25_000
+MISTAKES: Groups = {
+    "The port": [(FAITHFUL, END, "as Caffe has it")],
+    "How it is updated": [
+        (f"{FAITHFUL}[solver=torch_sgd(weight_decay=0.004)]", END, "LR outside momentum"),
+        (f"{FAITHFUL}[solver.multipliers=False]", END, "no multipliers"),
+    ],
+    "What it is shown": [
+        (f"{FAITHFUL}[data.scale=0.00392156862745098]", END, "pixels 0 to 1"),
+        (f"{FAITHFUL}[data.mean=channel]", END, "channel means"),
+        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "both"),
+        (f"{FAITHFUL}[data.shuffle=True]", END, "shuffled"),
+    ],
+    "What it is made of": [
+        (f"{FAITHFUL}[model.ceil_mode=False]", END, "pooling rounds down"),
+        (f"{FAITHFUL}[model.lrn=across_channels]", END, "LRN across channels"),
+        (f"{FAITHFUL}[model.lrn=none]", END, "no LRN"),
+        (f"{FAITHFUL}[model.init=torch]", END, "PyTorch's weights"),
+    ],
+}
+"""The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, but for `both`."""
+
+
+def constant_lrs(labels: Iterable[str]) -> dict[float, str]:
+    """Those of the labels that are the fixed policy in CLR's budget at another LR (conf/study/constant_lr.yaml)."""
+    pattern = re.compile(r"cifar10_fixed_25k\[schedule\.base_lr=([-+.\de]+)\]")
+    return {float(found[1]): label for label in labels if (found := pattern.fullmatch(label))}
 
 
 @functools.cache

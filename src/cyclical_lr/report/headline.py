@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from cyclical_lr.report import markup, statistics, tables, wording
+from cyclical_lr.report import arms, markup, statistics, tables, wording
 from cyclical_lr.report.collect import Cell, Results, read_cell
 from cyclical_lr.report.times import TimeToTarget
 from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict, decide
@@ -81,11 +81,15 @@ def found(report: Report) -> list[str]:
         lead = _lead(paper, by_id[EQUAL])
         sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
+    if constant := _constant(report.results):
+        sentences.append(constant)
     sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
     sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
     sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
+    if mistakes := _mistakes(report.results):
+        sentences.append(mistakes)
     return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
 
@@ -133,6 +137,42 @@ def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], contr
         clr, fixed = (wording.number(statistics.mean(cell.values)) for cell in before)
         text += f" Before the first drop, at {drop:,}, they are at {clr} and {fixed} %."
     return text
+
+
+def _constant(results: Results) -> str:
+    """Where the fixed policy ends in CLR's budget at each other LR that was run."""
+    cells = {
+        lr: read_cell(results, label, arms.END) for lr, label in sorted(arms.constant_lrs(results.by_label).items())
+    }
+    ends = [f"{wording.number(statistics.mean(cell.values))} at {lr:g}" for lr, cell in cells.items() if cell.n]
+    seeds = _seeds([cell for cell in cells.values() if cell.n])
+    return f"The same at other LRs (`+study=constant_lr`, in %): {', '.join(ends)} ({seeds})." if ends else ""
+
+
+def _mistakes(results: Results) -> str:
+    """What CLR loses where one of Caffe's details is missed, seed by seed beside the faithful port."""
+    (faithful, end, _), *others = [row for rows in arms.MISTAKES.values() for row in rows]
+    port = read_cell(results, faithful, end)
+    by_seed = dict(zip(port.seeds, port.values, strict=True))
+    cells = [(read_cell(results, label, end), name) for label, _, name in others]
+    changes, shown = [], []
+    for cell, name in cells:
+        paired = [value - by_seed[seed] for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in by_seed]
+        if paired:
+            changes.append(f"{name} {statistics.mean(paired):+.2f}")
+            shown.append(cell)
+        elif cell.diverged:
+            changes.append(f"{name} diverges")
+    if not changes:
+        return ""
+    seeds = f" ({_seeds(shown)}, each beside the same seed)" if shown else ""
+    return f"What missing one of Caffe's details changes, in points: {', '.join(changes)}{seeds}."
+
+
+def _seeds(cells: Sequence[Cell]) -> str:
+    """How many there are of each."""
+    fewest, most = min((cell.n for cell in cells), default=0), max((cell.n for cell in cells), default=0)
+    return f"n = {most}{' each' * (len(cells) > 1)}" if fewest == most else f"n = {fewest} to {most}"
 
 
 def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:

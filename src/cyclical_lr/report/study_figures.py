@@ -1,6 +1,5 @@
 """This study's own figures: LR schedules, verdicts, time, controls, porting mistakes and later policies."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,20 @@ from matplotlib.ticker import MaxNLocator
 
 from cyclical_lr.records import Record
 from cyclical_lr.report import forest, statistics
-from cyclical_lr.report.arms import ARMS, BLUE, GREEN, ORANGE, VERMILLION, cycle_ends, drops, schedule_of
+from cyclical_lr.report.arms import (
+    ARMS,
+    BLUE,
+    END,
+    GREEN,
+    MISTAKES,
+    ORANGE,
+    VERMILLION,
+    Groups,
+    constant_lrs,
+    cycle_ends,
+    drops,
+    schedule_of,
+)
 from cyclical_lr.report.collect import Results, read_cell
 from cyclical_lr.report.figures import (
     COLUMN,
@@ -171,8 +183,6 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
 # Controls -------------------------------------------------------------------------------------------------------------
 
 CONFOUNDS = ("cifar10_tri2", "cifar10_tri2_no_drops", "cifar10_fixed_25k", "cifar10_fixed_25k_matched")
-Groups = dict[str, list[tuple[str, int, str]]]
-"""Questions, and the cells that answer them: label, iteration, name."""
 CONTROLS: Groups = {
     "Is it the LR drops?": [
         ("cifar10_tri2", 25_000, "CLR, drops"),
@@ -207,7 +217,6 @@ CONTROLS: Groups = {
         ("cifar10_exp_range_ss3000", 42_000, "stepsize 3,000"),
     ],
 }
-CONSTANT_LR = re.compile(r"cifar10_fixed_25k\[schedule\.base_lr=([-+.\de]+)\]")
 
 
 def _controls(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
@@ -252,9 +261,8 @@ def _curves_panel(axes: Axes, results: Results, conf: Path) -> list[str]:
 
 def _constant_panel(axes: Axes, results: Results) -> None:
     """Accuracy at 25,000 against the LR of the compressed fixed schedule, with CLR's across."""
-    arms = {float(found[1]): label for label in results.by_label if (found := CONSTANT_LR.fullmatch(label))}
-    arms |= {0.001: "cifar10_fixed_25k", 0.00194: "cifar10_fixed_25k_matched"}
-    cells = {lr: read_cell(results, label, 25_000).values for lr, label in sorted(arms.items())}
+    arms = {0.001: "cifar10_fixed_25k", 0.00194: "cifar10_fixed_25k_matched", **constant_lrs(results.by_label)}
+    cells = {lr: read_cell(results, label, END).values for lr, label in sorted(arms.items())}
     cells = {lr: values for lr, values in cells.items() if values}
     for lr, values in cells.items():
         axes.plot([lr] * len(values), values, color=BLUE, ls="none", marker="o", ms=2, alpha=0.5)
@@ -309,27 +317,6 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
 
 # Ends alone -----------------------------------------------------------------------------------------------------------
 
-FAITHFUL, END = "cifar10_tri2", 25_000
-MISTAKES: Groups = {
-    "The port": [(FAITHFUL, END, "as Caffe has it")],
-    "How it is updated": [
-        (f"{FAITHFUL}[solver=torch_sgd(weight_decay=0.004)]", END, "LR outside momentum"),
-        (f"{FAITHFUL}[solver.multipliers=False]", END, "no multipliers"),
-    ],
-    "What it is shown": [
-        (f"{FAITHFUL}[data.scale=0.00392156862745098]", END, "pixels 0 to 1"),
-        (f"{FAITHFUL}[data.mean=channel]", END, "channel means"),
-        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "both"),
-        (f"{FAITHFUL}[data.shuffle=True]", END, "shuffled"),
-    ],
-    "What it is made of": [
-        (f"{FAITHFUL}[model.ceil_mode=False]", END, "pooling rounds down"),
-        (f"{FAITHFUL}[model.lrn=across_channels]", END, "LRN across channels"),
-        (f"{FAITHFUL}[model.lrn=none]", END, "no LRN"),
-        (f"{FAITHFUL}[model.init=torch]", END, "PyTorch's weights"),
-    ],
-}
-"""The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, but for `both`."""
 LATER_POLICIES: Groups = {
     "Of the paper, and compressed": [
         ("cifar10_tri2", END, "triangular2, 3 phases"),
