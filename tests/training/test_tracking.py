@@ -16,8 +16,10 @@ def offline_runs(folder, run_id):
 
 
 def script_then_list_wandb_modules(overrides):
-    run_script(overrides)
-    print("wandb modules:", sorted(name for name in sys.modules if name.partition(".")[0] == "wandb"))
+    try:
+        run_script(overrides)
+    finally:  # a script ends with SystemExit
+        print("wandb modules:", sorted(name for name in sys.modules if name.partition(".")[0] == "wandb"))
 
 
 def test_without_a_logger_nothing_of_wandb_is_imported(tmp_path):
