@@ -211,3 +211,16 @@ def test_a_mistake_stands_beside_the_faithful_port(add_run, draw):
     assert bars == {(80.0, "as Caffe has it"), (70.0, "no LRN")}
     assert texts(figure).split("\n").count("not run") == 8 and "1 diverged" in texts(figure)
     assert_no_text_leaves(figure)
+
+
+def test_an_end_far_below_the_others_is_an_arrow_at_the_border(add_run, draw):
+    for name, accuracy in (("", 80.0), ("[model.lrn=none]", 78.0), ("[data.mean=channel]", 10.0)):
+        add_run(f"cifar10_tri2{name}", 0, {0: 10.0, 25_000: accuracy})
+    figure = draw("porting_mistakes")
+    (axes,) = figure.axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    (arrows,) = [line for line in axes.lines if line.get_marker() == "<"]
+    assert axes.get_xlim() == (77.0, 81.0) and list(arrows.get_xdata()) == [77.0]
+    assert [names[int(y)] for y in arrows.get_ydata()] == ["channel means"]
+    assert "10.00  n = 1" in texts(figure)
+    assert_no_text_leaves(figure)

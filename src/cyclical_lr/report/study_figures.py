@@ -283,6 +283,10 @@ def _constant_panel(axes: Axes, results: Results) -> None:
                   ha="right", va="bottom", fontsize=5.5, color=GREY)  # fmt: skip
 
 
+FAR = 25
+"""Points below the best at which an end would squeeze the others into a corner."""
+
+
 def _height(groups: Groups) -> float:
     """Of what `_ends_panel` draws, in inches."""
     return 0.125 * (len(groups) + sum(map(len, groups.values())))
@@ -291,7 +295,7 @@ def _height(groups: Groups) -> float:
 def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> None:
     """A row per cell: seeds, their mean and the paper's number at the same iteration."""
     ticks: list[tuple[float, str]] = []
-    headings, y = [], 0
+    headings, y, means = [], 0, {}
     for question, cells in groups.items():
         headings.append(y)
         ticks.append((y, question))
@@ -302,8 +306,9 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
             axes.plot(cell.values, [y] * cell.n, color=BLUE, ls="none", marker="o", ms=2, alpha=0.5)
             remark = ", ".join(cell.remarks) if cell.runs else "not run"
             if cell.n:
-                axes.plot(statistics.mean(cell.values), y, color=BLUE, marker="|", ms=6, mew=1.4)
-                remark = f"{statistics.mean(cell.values):.2f}  n = {cell.n}"
+                means[y] = statistics.mean(cell.values)
+                axes.plot(means[y], y, color=BLUE, marker="|", ms=6, mew=1.4)
+                remark = f"{means[y]:.2f}  n = {cell.n}"
             axes.annotate(remark, (1.02, y), xycoords=axes.get_yaxis_transform(), fontsize=5.5, va="center",
                           color="black" if cell.n else GREY)  # fmt: skip
             for row in paper.tables["table1"]:
@@ -313,6 +318,11 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
     named_rows(axes, ticks, headings, 5.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy (%); bar: mean, star: the paper")
+    near = {y: mean for y, mean in means.items() if mean > max(means.values()) - FAR}
+    if far := means.keys() - near.keys():
+        axes.set_xlim(min(near.values()) - 1, max(near.values()) + 1)
+        axes.plot([axes.get_xlim()[0]] * len(far), sorted(far), color=BLUE, ls="none", marker="<", ms=4, clip_on=False)
+        axes.set_xlabel("test accuracy (%)\nbar: mean, star: the paper, arrow: far below")
 
 
 # Ends alone -----------------------------------------------------------------------------------------------------------
