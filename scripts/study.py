@@ -105,6 +105,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         log.info("stopped; the same command continues")
         return STOPPED
+    except ConfigError as error:  # Slurm refuses the jobs
+        return refuse(str(error))
     return 0 if sweep.report(jobs, problems) else 1
 
 
