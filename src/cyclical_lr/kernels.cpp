@@ -81,6 +81,12 @@ template <> inline void narrowed(const Wide<bf16>::Values& values, bf16* to) {
     std::memcpy((void*)to, &upper, sizeof(upper));
 }
 
+// Ask for numbers before they are needed: an image's rows lie on pages of their own, at whose ends the processor's own
+// prefetching stops.
+template <class T> inline void prefetch(const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
+
 // Pooling, without padding ------------------------------------------------------------------------------------------------
 
 struct Pool {
@@ -98,6 +104,12 @@ inline Range covering(int64_t at, int64_t windows, const Pool& p) {
     return {at < p.kernel ? 0 : (at - p.kernel) / p.stride + 1, std::min(at / p.stride + 1, windows)};
 }
 
+// What the window below the one at (down, column) needs next.
+template <class T> inline void prefetch_below(const T* image, const Range& down, int64_t column, const Pool& p) {
+    for (int64_t h = down.end; h < down.end + p.stride; ++h)
+        prefetch(image + (h * p.width + column * p.stride) * p.channels, p.stride * p.channels);
+}
+
 // winner: where in its window the maximum stands, in reading order; the first of equals, and NaN above all. With a ReLU
 // behind, -1 where that stops it.
 template <class T> void max_pool(const T* x, T* y, typename Wide<T>::Place* winner, const Pool& p) {
@@ -110,6 +122,7 @@ template <class T> void max_pool(const T* x, T* y, typename Wide<T>::Place* winn
         const Range down = covered(row % p.out_height, p.height, p);
         for (int64_t column = 0; column < p.out_width; ++column) {
             const Range across = covered(column, p.width, p);
+            prefetch_below(image, down, column, p);
             for (int64_t channel = 0; channel < c; channel += LANES) {
                 V best = V{} - INFINITY;
                 M place{};
@@ -167,6 +180,7 @@ template <class T> void average_pool(const T* x, T* y, const Pool& p) {
         const Range down = covered(row % p.out_height, p.height, p);
         for (int64_t column = 0; column < p.out_width; ++column) {
             const Range across = covered(column, p.width, p);
+            prefetch_below(image, down, column, p);
             for (int64_t channel = 0; channel < c; channel += LANES) {
                 V sum{};
                 for (int64_t h = down.first; h < down.end; ++h)
@@ -248,14 +262,14 @@ template <class V, class A> inline V raised(const V& base, A exponent) {
 template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) {
     using A = typename Wide<T>::type;
     using V = typename Wide<T>::Values;
-    const int64_t size = p.height * p.width * p.channels, side = 2 * p.reach + 1;
+    const int64_t row = p.width * p.channels, size = p.height * row, side = 2 * p.reach + 1;
     const A mean = A(p.alpha) / A(side * side), slope = A(-2 * p.beta) * mean, beta = A(p.beta);
 #pragma omp parallel num_threads(p.threads)
     {
         thread_local std::vector<A> memory;  // kept: fresh memory costs more than what is done in it
-        memory.resize(p.width * p.channels + (dy ? 2 * size : 0));
+        memory.resize(row + (dy ? 2 * size : 0));
         A* column = memory.data();
-        A* direct = column + p.width * p.channels;
+        A* direct = column + row;
         A* through_scale = direct + size;
 #pragma omp for
         for (int64_t image = 0; image < p.images; ++image) {
@@ -266,7 +280,9 @@ template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) 
                 const V value = widened(in + at);
                 return value * value;
             };
-            for (int64_t h = 0; h < p.height; ++h)
+            for (int64_t h = 0; h < p.height; ++h) {
+                prefetch(in + (h + p.reach + 2) * row, row);
+                if (dy) prefetch(upstream + (h + 2) * row, row);
                 window_sums<V>(h, column, p, square, [&](int64_t at, const V& sum) {
                     const V value = widened(in + at), inverse = 1 / (1 + mean * sum), power = raised(inverse, beta);
                     if (!dy) return narrowed(value * power, out + at);
@@ -274,6 +290,7 @@ template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) 
                     narrowed(passed, direct + at);
                     narrowed(passed * value * inverse, through_scale + at);
                 });
+            }
             for (int64_t h = 0; dy && h < p.height; ++h)
                 window_sums<V>(h, column, p, [&](int64_t at) { return widened(through_scale + at); },
                     [&](int64_t at, const V& sum) {

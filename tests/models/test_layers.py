@@ -11,6 +11,7 @@ from torch import nn
 from cyclical_lr.models.layers import (
     AvgPool2d,
     Constant,
+    Conv2d,
     Gaussian,
     MaxPool2d,
     Param,
@@ -196,11 +197,49 @@ def test_convolution_with_pad_2_equals_caffes_in_value_and_gradient(channels, ou
     rng = np.random.default_rng(size)
     x = rng.normal(0, 50, (2, channels, size, size))
     weight, bias = rng.normal(0, 0.1, (outputs, channels, 5, 5)), rng.normal(0, 1, outputs)
+    layer = Conv2d(channels, outputs, 5, padding=2)
     check_against_reference(
-        lambda x, w, b: nn.functional.conv2d(x, w, b, padding=2),
+        lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x),
         lambda x, w, b: caffe_numpy.convolution(x, w, b, pad=2),
         *(x, weight, bias),
     )
+
+
+@pytest.mark.parametrize("options", [{"padding": 2}, {"stride": 4}, {"padding": 1, "groups": 2}, {"dilation": 2}])
+def test_a_convolution_is_torchs_but_for_rounding(options):
+    layer = Conv2d(4, 6, 5, **options).to(memory_format=torch.channels_last)
+    torchs = nn.Conv2d(4, 6, 5, **options).to(memory_format=torch.channels_last)
+    torchs.load_state_dict(layer.state_dict())
+    x = torch.randn(20, 4, 16, 16).to(memory_format=torch.channels_last)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [convolve(leaf) for convolve, leaf in zip((layer, torchs), inputs, strict=True)]
+    upstream = torch.randn_like(outputs[0])
+    for output in outputs:
+        output.backward(upstream)
+    assert torch.equal(*outputs) and torch.equal(inputs[0].grad, inputs[1].grad)
+    torch.testing.assert_close(layer.weight.grad, torchs.weight.grad, rtol=1e-5, atol=1e-4)
+    exact = upstream.double().sum((0, 2, 3))
+    most = upstream.abs().sum((0, 2, 3)) * 1e-6
+    assert ((layer.bias.grad - exact).abs() < most).all() and ((torchs.bias.grad - exact).abs() < most).all()
+
+
+@pytest.mark.parametrize("case", ["no gradient for the input", "frozen weight", "frozen bias", "bf16", "no bias"])
+def test_a_convolution_gives_gradients_where_torchs_does(case):
+    layer = Conv2d(3, 4, 3, bias=case != "no bias")
+    torchs = nn.Conv2d(3, 4, 3, bias=case != "no bias")
+    torchs.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 3, 8, 8)
+    inputs = [x.clone().requires_grad_(case != "no gradient for the input") for _ in range(2)]
+    for convolve, leaf in zip((layer, torchs), inputs, strict=True):
+        for name, parameter in convolve.named_parameters():
+            parameter.requires_grad_(case != f"frozen {name}")
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "bf16"):
+            output = convolve(leaf)
+        assert output.dtype == (torch.bfloat16 if case == "bf16" else torch.float32)
+        output.float().square().sum().backward()
+    for ours, theirs in zip([inputs[0], *layer.parameters()], [inputs[1], *torchs.parameters()], strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_inner_product_equals_caffes_and_flattens_channels_first():

@@ -209,7 +209,7 @@ def test_a_mistake_stands_beside_the_faithful_port(add_run, draw):
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     bars = {(line.get_xdata()[0], names[int(line.get_ydata()[0])]) for line in axes.lines if line.get_marker() == "|"}
     assert bars == {(80.0, "as Caffe has it"), (70.0, "no LRN")}
-    assert texts(figure).split("\n").count("not run") == 8 and "1 diverged" in texts(figure)
+    assert texts(figure).split("\n").count("not run") == 10 and "1 diverged" in texts(figure)
     assert_no_text_leaves(figure)
 
 

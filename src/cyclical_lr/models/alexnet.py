@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cyclical_lr.models.layers import AcrossChannelsLRN, Constant, Gaussian, Param, caffe_layer
+from cyclical_lr.models.layers import AcrossChannelsLRN, Constant, Conv2d, Gaussian, Param, caffe_layer
 
 
 class AlexNet(nn.Module):
@@ -28,8 +28,8 @@ class AlexNet(nn.Module):
         super().__init__()
         started = 1.0 if caffenet else 0.1
 
-        def conv(inputs: int, outputs: int, size: int, bias: float, **choices: int) -> nn.Conv2d:
-            layer = nn.Conv2d(inputs, outputs, size, **choices)  # type: ignore[arg-type]
+        def conv(inputs: int, outputs: int, size: int, bias: float, **choices: int) -> Conv2d:
+            layer = Conv2d(inputs, outputs, size, **choices)  # type: ignore[arg-type]
             return caffe_layer(layer, Param(Gaussian(0.01)), bias_param(bias), init)
 
         def inner_product(inputs: int, outputs: int, std: float, bias: float) -> nn.Linear:

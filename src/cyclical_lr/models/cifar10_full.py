@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import AvgPool2d, Gaussian, MaxPool2d, Param, caffe_layer, lrn
+from cyclical_lr.models.layers import AvgPool2d, Conv2d, Gaussian, MaxPool2d, Param, caffe_layer, lrn
 
 
 class Cifar10Full(nn.Module):
@@ -26,13 +26,13 @@ class Cifar10Full(nn.Module):
     ) -> None:
         super().__init__()
         bias_2x = Param(lr_mult=2)
-        self.conv1 = caffe_layer(nn.Conv2d(3, 32, 5, padding=2), Param(Gaussian(1e-4)), bias_2x, init)
+        self.conv1 = caffe_layer(Conv2d(3, 32, 5, padding=2), Param(Gaussian(1e-4)), bias_2x, init)
         self.pool1 = MaxPool2d(3, 2, ceil_mode, relu=True)
         self.norm1 = _lrn(lrn)
-        self.conv2 = caffe_layer(nn.Conv2d(32, 32, 5, padding=2), Param(Gaussian(0.01)), bias_2x, init)
+        self.conv2 = caffe_layer(Conv2d(32, 32, 5, padding=2), Param(Gaussian(0.01)), bias_2x, init)
         self.pool2 = AvgPool2d(3, 2, ceil_mode, relu=True)
         self.norm2 = _lrn(lrn)
-        self.conv3 = caffe_layer(nn.Conv2d(32, 64, 5, padding=2), Param(Gaussian(0.01)), Param(), init)
+        self.conv3 = caffe_layer(Conv2d(32, 64, 5, padding=2), Param(Gaussian(0.01)), Param(), init)
         self.pool3 = AvgPool2d(3, 2, ceil_mode, relu=True)
         self.ip1 = caffe_layer(
             nn.Linear(64 * (4 if ceil_mode else 3) ** 2, num_classes),

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import AvgPool2d, CaffeBatchNorm, Gaussian, MaxPool2d, Param, caffe_layer
+from cyclical_lr.models.layers import AvgPool2d, CaffeBatchNorm, Conv2d, Gaussian, MaxPool2d, Param, caffe_layer
 
 
 class Cifar10Sigmoid(nn.Module):
@@ -27,8 +27,8 @@ class Cifar10Sigmoid(nn.Module):
     ) -> None:
         super().__init__()
 
-        def conv(inputs: int, outputs: int, std: float, bias: Param) -> nn.Conv2d:
-            layer = nn.Conv2d(inputs, outputs, 5, padding=2, bias=not batch_norm)
+        def conv(inputs: int, outputs: int, std: float, bias: Param) -> Conv2d:
+            layer = Conv2d(inputs, outputs, 5, padding=2, bias=not batch_norm)
             return caffe_layer(layer, Param(Gaussian(std)), None if batch_norm else bias, init)
 
         def norm(channels: int) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclical_lr.models.alexnet import bias_param
-from cyclical_lr.models.layers import AcrossChannelsLRN, Param, Xavier, caffe_layer
+from cyclical_lr.models.layers import AcrossChannelsLRN, Conv2d, Param, Xavier, caffe_layer
 
 
 class GoogLeNet(nn.Module):
@@ -114,7 +114,7 @@ class AuxiliaryHead(nn.Module):
 
 def conv_relu(inputs: int, outputs: int, size: int, init: str, stride: int = 1, padding: int = 0) -> nn.Sequential:
     """A convolution with the prototxt's fillers, and its ReLU."""
-    conv = nn.Conv2d(inputs, outputs, size, stride, padding)
+    conv = Conv2d(inputs, outputs, size, stride, padding)
     return nn.Sequential(caffe_layer(conv, Param(Xavier()), bias_param(0.2), init), nn.ReLU(inplace=True))
 
 

@@ -85,6 +85,37 @@ def caffe_layer(layer: L, weight: Param, bias: Param | None = None, init: str = 
     return layer
 
 
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, in value and gradient; on a CPU, the bias's gradient is a sum of its own.
+
+    oneDNN, by which PyTorch convolves there, computes it along with the weight's, and both take longer: at least 3 % of
+    an iteration of cifar10_full in float32 (benchmarks/README.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.bias is not None and not torch.is_autocast_enabled("cpu"):
+            return _Convolve.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return super().forward(x)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.options = options
+        return torch.conv2d(x, weight, bias, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        *options, groups = ctx.options
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            *(dy, x, weight, None, *options, False, [0, 0], groups, [*ctx.needs_input_grad[:2], False])
+        )
+        return dx, dweight, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, *[None] * len(ctx.options)
+
+
 class MaxPool2d(nn.MaxPool2d):
     """nn.MaxPool2d, in value and gradient. Input [N, C, H, W], output [N, C, H', W'], any float dtype.
 

@@ -78,7 +78,6 @@ MISTAKES: Groups = {
     "What it is shown": [
         (f"{FAITHFUL}[data.scale=0.00392156862745098]", END, "pixels 0 to 1"),
         (f"{FAITHFUL}[data.mean=channel]", END, "channel means"),
-        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "both"),
         (f"{FAITHFUL}[data.shuffle=True]", END, "shuffled"),
     ],
     "What it is made of": [
@@ -87,8 +86,18 @@ MISTAKES: Groups = {
         (f"{FAITHFUL}[model.lrn=none]", END, "no LRN"),
         (f"{FAITHFUL}[model.init=torch]", END, "PyTorch's weights"),
     ],
+    "Several at once": [
+        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "those pixels and means"),
+        (f"{FAITHFUL}[data.scale=0.00392156862745098,model.init=torch]", END, "those pixels, PyTorch's weights"),
+        (
+            f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098,data.shuffle=True,model.ceil_mode=False,"
+            "model.init=torch,model.lrn=across_channels,solver=torch_sgd(multipliers=False,weight_decay=0.004)]",
+            END,
+            "all at once",
+        ),
+    ],
 }
-"""The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, but for `both`."""
+"""The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, then several."""
 
 
 def constant_lrs(labels: Iterable[str]) -> dict[float, str]:

@@ -383,7 +383,7 @@ FIGURES = {
     ),
     "porting_mistakes": StudyFigure(
         "What earlier ports of Caffe's network missed, and what each costs: CLR as in Table 2 after 25,000 iterations, "
-        "with one of Caffe's choices changed at a time.",
+        "with one of Caffe's choices changed at a time, then several.",
         "python scripts/study.py +study=porting_mistakes",
         _ends("porting_mistakes", MISTAKES),
     ),
