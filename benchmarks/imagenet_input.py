@@ -68,4 +68,6 @@ def main(root: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "index.json").is_file():
+        sys.exit(__doc__)
+    main(sys.argv[1])

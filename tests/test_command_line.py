@@ -19,6 +19,7 @@ from cyclical_lr.training.config import compose_config
         (["+experiment=cifar10_trj2"], "experiment: there is no 'cifar10_trj2'; did you mean cifar10_tri2"),
         (["+experiment=nope"], "experiment: there is no 'nope'; --help lists those that there are"),
         (["data=zzz"], "data: there is no 'zzz'; expected one of cifar10, cifar100, cifar10_sample"),
+        (["model="], "model: there is no ''; expected one of alexnet, caffenet"),
         (["typo=1"], "typo: there is no such key; --cfg job"),
         (["experiment=cifar10_tri2"], "To append to your default list use +experiment=cifar10_tri2"),
         (["+experiment=cifar10_tri2", "~data.nope"], "'data.nope' does not exist"),

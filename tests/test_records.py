@@ -113,6 +113,15 @@ def test_an_unknown_target_is_a_clear_error():
         records.run_id(with_value("schedule._target_", "cyclical_lr.schedules.Fixd"))
 
 
+def test_what_a_node_inside_another_refuses_is_named_with_its_place():
+    node = {"_target_": "cyclical_lr.schedules.Exp", "base_lr": 0.1, "gamma": -2}
+    phases = [{"_target_": "cyclical_lr.schedules.Phase", "start": 0, "schedule": node}]
+    with pytest.raises(ConfigError, match=r"^schedule\.gamma: expected .*got -2"):
+        records.build(node)
+    with pytest.raises(ConfigError, match=r"^schedule\.phases\[0\]\.schedule\.gamma: expected .*got -2"):
+        records.build({"_target_": "cyclical_lr.schedules.Phases", "phases": phases})
+
+
 def test_the_label_is_the_experiment_until_something_hashed_is_overridden():
     assert records.label("card", CONFIG, CONFIG) == "card"
     assert records.label("card", with_value("seed", 3), CONFIG) == "card"

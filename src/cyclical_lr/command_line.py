@@ -44,7 +44,7 @@ def explained(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ConfigError):
         return text
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, name = found.groups()
         options = [option for option in re.findall(r"^\t(\S+)$", text, re.MULTILINE) if "=" not in option]
         close = difflib.get_close_matches(name, options, 3)

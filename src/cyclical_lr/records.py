@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
@@ -179,8 +180,14 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
             hint = "give it in the config, or on the command line with a plus, such as +schedule.max_lr=0.005"
             raise ConfigError(f"{node['_target_']}: {cause}; {hint}") from error
         if isinstance(cause, (ValueError, TypeError)):
-            raise ConfigError(str(cause)) from error
+            raise ConfigError(_with_full_key(str(cause), error)) from error
         raise
+
+
+def _with_full_key(message: str, error: InstantiationException) -> str:
+    """`schedule.base_lr: ...` as it is, or of a node inside the schedule `schedule.phases[0].schedule.base_lr: ...`."""
+    inside = re.search(r"full_key: (\S+)$", str(error))
+    return re.sub(r"^(\w+)\.(?=\S+: )", rf"\1.{inside[1]}.", message) if inside else message
 
 
 # Learning rates -------------------------------------------------------------------------------------------------------
