@@ -84,6 +84,18 @@ def test_a_run_with_another_budget_stands_elsewhere(paper, tmp_path, add_run, ac
     assert frame["difference"].notna().sum() == 1
 
 
+def test_what_a_claim_reads_there_and_goes_on_stands_beside_those_that_end(paper, tmp_path, add_run):
+    for label in ("cifar10_tri2", "mine"):
+        add_run(label, 0, ends_at(81.0))
+    for label in ("cifar10_exp", "cifar10_fixed"):  # a claim compares the first with `exp_drops` at 25,000
+        add_run(label, 0, {**ends_at(77.0), 70_000: 80.0})
+    frame = budget.budget_table(paper, collect(tmp_path))
+    remarks = {row["label"]: row["remarks"] for row in rows_of(frame, iterations=25_000)}
+    assert remarks == {"cifar10_tri2": "", "mine": "", "cifar10_exp": "goes on to 70,000"}
+    (row,) = rows_of(frame, iterations=25_000, label="cifar10_exp")
+    assert (row["mean"], row["best"]) == (77.0, 77.0)
+
+
 def test_the_reference_is_the_clr_run_with_the_fewest_overrides(paper, tmp_path, add_run):
     for label in ("cifar10_tri2[data.shuffle=True,precision=bf16]", "cifar10_tri2[precision=bf16]", "mine"):
         add_run(label, 0, ends_at(81.0))

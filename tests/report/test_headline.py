@@ -24,12 +24,14 @@ def test_without_a_run_each_sentence_says_not_run(paper):
         "CLR (`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy (`cifar10_fixed`) after 70,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control): not run.",
-        "The same at CLR's mean LR (`cifar10_fixed_25k_matched`, a control): not run.",
+        "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run.",
         "What the LR drops add at 25,000: to CLR not run; to `decay` not run; to `exp` not run.",
     ]
     lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
-    assert lead == f"So far 0 runs. Of the paper's {ours} claims: {ours} not run."
+    assert (
+        lead == f"So far 0 runs. Of the paper's {ours} claims (10 of them a second reading of Table 3): {ours} not run."
+    )
 
 
 def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add_run):
@@ -47,7 +49,7 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
         "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal, or CLR above: no "
         "verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
     )
-    assert matched == "The same at CLR's mean LR (`cifar10_fixed_25k_matched`, a control): not run."
+    assert matched == "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run."
     assert drops == (
         "What the LR drops add at 25,000: to CLR **+1.10** points (n = 1, no interval): no verdict (n = 1); to `decay` "
         "not run; to `exp` not run."
@@ -55,6 +57,14 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
     assert times == (
         "Iterations to 80.5 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (1 of 1 "
         "runs), `cifar10_fixed_25k` never (0 of 1 runs)."
+    )
+
+
+def test_a_target_that_others_reach_and_clr_does_not_is_told_too(paper, tmp_path, add_run):
+    add_run("cifar10_tri2", 0, curve(80.6))
+    add_run("cifar10_fixed", 0, {**curve(76.0), 62_000: 82.0, 70_000: 82.0})
+    assert found(paper, collect(tmp_path))[-1].endswith(
+        " To 81 %: `cifar10_tri2` never (0 of 1 runs), `cifar10_fixed` 62,000 (1 of 1 runs)."
     )
 
 
@@ -66,15 +76,18 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
         add_run("cifar10_fixed_25k_matched", seed, curve(81.2 + seed / 10))
         add_run("cifar10_tri2_no_drops", seed, curve(79.2 + seed / 10))
     clr, fixed, equal, control, matched, drops, times = found(paper, collect(tmp_path))
-    assert "ends at **81.30 %** [81.05, 81.55] (n = 3) after 25,000" in clr and "81.4 %): reproduced (prel" in clr
-    assert "`cifar10_fixed`) ends at **81.30 %** [81.05, 81.55] (n = 3) after 70,000" in fixed
+    mean = "**81.30 %** [81.05, 81.55] (n = 3, 95 % interval)"
+    assert f"`cifar10_tri2`) ends at {mean} after 25,000" in clr
+    # t = 4.302653, s = 0.1, sqrt(1 + 1/3): +-0.497, taken as +-0.5.
+    assert "81.4 %, where 95 % of such numbers are expected in [80.80, 81.80]): reproduced (preliminary)." in clr
+    assert f"`cifar10_fixed`) ends at {mean} after 70,000" in fixed
     assert equal == (
         "CLR at 25,000 iterations less fixed at 70,000: **+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: "
         "reproduced (preliminary)."
     )
     assert "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal: not reproduced" in control
-    assert "CLR above: reproduced (preliminary)." in control
-    assert "mean LR (`cifar10_fixed_25k_matched`, a control) ends at **81.30 %** [81.05, 81.55] (n = 3)." in matched
+    assert "CLR above: reproduced (preliminary); for above, p < 0.0001, after Holm's correction 0.00" in control
+    assert f"first phase (`cifar10_fixed_25k_matched`, a control) ends at {mean}." in matched
     assert "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary). CLR" in matched
     assert "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary); to" in drops
     assert times == (  # the last evaluation has no next one, and cannot count
@@ -91,8 +104,8 @@ def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_
         add_run("cifar10_fixed_25k[precision=bf16]", seed, curve(79.1 + seed / 10), precision="bf16")
     *_, tri2 = found(paper, collect(tmp_path))  # the other has no float32 beside it
     assert tri2 == (
-        "In bfloat16 `cifar10_tri2` ends at **81.20 %** [80.95, 81.45] (n = 3): **-0.10 [-0.27, +0.07]** points (n = 3,"
-        " 90 % interval) from float32. Equal: reproduced (preliminary)."
+        "In bfloat16 `cifar10_tri2` ends at **81.20 %** [80.95, 81.45] (n = 3, 95 % interval): "
+        "**-0.10 [-0.27, +0.07]** points (n = 3, 90 % interval) from float32. Equal: reproduced (preliminary)."
     )
 
 
@@ -105,12 +118,11 @@ def test_other_constant_lrs_and_each_missed_detail_have_a_sentence(paper, tmp_pa
     add_run("cifar10_tri2[data.mean=channel]", 7, curve(79.5))  # no seed to be beside
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
-    assert (
-        "The same at other LRs (`+study=constant_lr`, in %): 76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2)." in sentences
-    )
+    others = "76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2; CLR 80.50)"
+    assert f"The same at other LRs (`+study=constant_lr`, in %): {others}." in sentences
     assert sentences[-1] == (
-        "What missing one of Caffe's details changes, in points: no LRN -1.50, PyTorch's weights diverges (n = 1, each "
-        "beside the same seed)."
+        "What missing one of Caffe's details, or several, changes, in points: no LRN -1.50, PyTorch's weights diverges "
+        "(n = 1, each beside the same seed). The port's own 2 seeds lie 1.00 apart."
     )
 
 

@@ -76,7 +76,7 @@ def test_every_row_links_to_its_lab_card_and_has_n_the_papers_number_and_the_ver
     row = f"| {link('cifar10_decay')} | 25,000 |  | 0; 1 diverged | 78.5 (Table 1) | no verdict (n = 0) |"
     assert row in block
     assert "data.shuffle" not in block and "cifar10_exp.yaml" not in block
-    assert "Table 1: 2 of 14, Table 3: 0 of 17, Table 4: 0 of 24, text: 0 of 6." in block
+    assert "Table 1: 2 of 14, Table 3: 0 of 12, Table 4: 0 of 24, text: 0 of 6." in block
 
 
 def test_without_a_run_the_block_says_so(paper):

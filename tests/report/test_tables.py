@@ -171,6 +171,16 @@ def test_seconds_from_different_machines_are_remarked_on(paper, tmp_path, add_ru
     assert set(frame[frame["unit"] == "iterations"]["remarks"]) == {""}
 
 
+def test_seconds_of_one_label_on_different_machines_are_remarked_on_where_no_claim_reads_them(paper, tmp_path, add_run):
+    add_run("cifar10_decay", 0, tri2(81.0))
+    add_run("cifar10_decay", 1, tri2(81.0), device="a gpu")
+    frame = make(paper, collect(tmp_path))["time_to_target"]
+    remarks = {unit: set(rows["remarks"]) for unit, rows in frame[frame["label"] == "cifar10_decay"].groupby("unit")}
+    (spacing,) = remarks["iterations"]
+    assert spacing.startswith("evaluated every")
+    assert remarks["train_seconds"] == {f"{spacing}; seconds from 2 kinds of device, threads, engine or layers"}
+
+
 # ---- Text ------------------------------------------------------------------------------------------------------------
 
 

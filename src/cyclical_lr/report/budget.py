@@ -5,13 +5,12 @@ A budget is a data set, a network, a batch and a number of iterations. What else
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from cyclical_lr import records
-from cyclical_lr.records import Record
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
 from cyclical_lr.report.verdicts import Paper
@@ -28,41 +27,52 @@ BUDGET = (
 def budget_table(paper: Paper, results: Results) -> pd.DataFrame:
     """A section per budget that more than one label had, its labels from the best mean down; columns as `BUDGET`.
 
-    The reference is the budget's CLR run as the paper has it; a budget without one has no differences. Intervals are
+    Labels that the paper's tables or claims read at the end of a budget and that go on after it stand there too. The
+    reference is the budget's CLR run as the paper has it; a budget without one has no differences. Intervals are
     Welch's, at the confidence of the rule `number`, and not corrected for the number of rows.
     """
     confidence = paper.rule("number")["confidence"]
     clr = {row["experiment"] for row in paper.rows.values() if row.get("policy") in CLR and "experiment" in row}
     by_budget: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for label, runs in results.by_label.items():
-        end = last_iteration(results, label) or runs[0].config["iterations"]
-        by_budget[_setting(runs[0]), end].append(label)
+    ends = {
+        label: last_iteration(results, label) or runs[0].config["iterations"]
+        for label, runs in results.by_label.items()
+    }
+    for label, end in ends.items():
+        by_budget[_setting(results, label), end].append(label)
+    read = {(each["experiment"], each["iteration"]) for claim in paper.claims for each in claim["operands"]}
     rows: list[dict[str, Any]] = []
     for (setting, end), labels in sorted(by_budget.items()):
         if len(labels) > 1:
+            longer = [label for label, after in ends.items() if after > end and (label, end) in read]
+            labels += [label for label in longer if _setting(results, label) == setting]
             ours = [label for label in labels if results.by_label[label][0].experiment in clr]
             reference = min(ours, key=lambda label: (len(label), label), default="")  # the one least overridden
             cells = [read_cell(results, label, end) for label in labels]
-            rows += _rows(f"{setting}, {end:,} iterations", cells, read_cell(results, reference, end), confidence)
+            rows += _rows(f"{setting}, {end:,} iterations", cells, read_cell(results, reference, end), confidence, ends)
     return pd.DataFrame(rows, columns=list(BUDGET))
 
 
-def _setting(record: Record) -> str:
+def _setting(results: Results, label: str) -> str:
+    record = results.by_label[label][0]
     data = record.config["data"]
     batch = f" in batches of {data['batch_size']}" if "batch_size" in data else ""
     return f"{data['name']}{batch}, {records.short(record.config['model']).removesuffix('()')}"
 
 
-def _rows(section: str, cells: Sequence[Cell], reference: Cell, confidence: float) -> Iterator[dict[str, Any]]:
+def _rows(
+    section: str, cells: Sequence[Cell], reference: Cell, confidence: float, ends: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
     def best_first(cell: Cell) -> tuple[float, str]:
         return -statistics.mean(cell.values) if cell.n else math.inf, cell.label
 
     for cell in sorted(cells, key=best_first):
         mean, interval = statistics.mean(cell.values), statistics.mean_interval(cell.values, confidence)
-        difference, ends = math.nan, statistics.UNDEFINED
+        difference, between = math.nan, statistics.UNDEFINED
         if cell.label != reference.label:
             difference = round(mean - statistics.mean(reference.values), 9)
-            ends = statistics.difference_interval(cell.values, reference.values, confidence)
+            between = statistics.difference_interval(cell.values, reference.values, confidence)
+        longer = [f"goes on to {ends[cell.label]:,}"] if ends[cell.label] > cell.iteration else []
         yield {
             "section": section,
             "iterations": cell.iteration,
@@ -74,7 +84,7 @@ def _rows(section: str, cells: Sequence[Cell], reference: Cell, confidence: floa
             "best": statistics.mean(cell.best),
             "reference": reference.label,
             "difference": difference,
-            "difference_low": ends.low,
-            "difference_high": ends.high,
-            "remarks": "; ".join(cell.remarks),
+            "difference_low": between.low,
+            "difference_high": between.high,
+            "remarks": "; ".join([*cell.remarks, *longer]),
         }

@@ -41,7 +41,7 @@ TRI2, FIXED, EQUAL = "table1_tri2", "table1_fixed", "table1_tri2_equals_fixed"
 TIMES = "table1_tri2_time_to_target"
 CONTROLS = {
     "cifar10_fixed_25k": "The fixed policy with CLR's 25,000 iterations and drops",
-    "cifar10_fixed_25k_matched": "The same at CLR's mean LR",
+    "cifar10_fixed_25k_matched": "The same at the mean LR of CLR's first phase",
 }
 """What CLR is compared with at its own budget: claims `control_tri2_equals_...` and `control_tri2_beats_...`."""
 DROPS = {
@@ -63,8 +63,17 @@ def lead(report: Report) -> str:
     """How far the study is, in one sentence of Markdown."""
     counts = claims_by_verdict(report)
     tally = ", ".join(f"{count} {text}" for text, count in counts.items())
-    runs = len(report.results.records)
-    return f"So far {runs:,} run{'s' * (runs != 1)}. Of the paper's {sum(counts.values())} claims: {tally}."
+    runs, claims = len(report.results.records), sum(counts.values())
+    again = {row["staged"] for rows in report.paper.tables.values() for row in rows if "staged" in row}
+    readings = sum(
+        any(operand["experiment"] in again for operand in claim["operands"])
+        for claim in report.paper.claims
+        if claim["source"] == "paper"
+    )
+    return (
+        f"So far {runs:,} run{'s' * (runs != 1)}. Of the paper's {claims} claims ({readings} of them a second reading "
+        f"of Table 3): {tally}."
+    )
 
 
 def claims_by_verdict(report: Report) -> dict[str, int]:
@@ -97,6 +106,9 @@ def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
     (cell,), row = verdict.cells, paper.rows[verdict.claim["row"]]
     ours = f"ends at {_mean(paper, cell)} " if cell.n else ""
     said = f"the paper: {wording.quoted(row['accuracy'])} %"
+    if verdict.finding.prediction is not None:
+        expected = wording.interval(verdict.finding.prediction)
+        said += f", where {100 * verdict.finding.confidence:g} % of such numbers are expected in {expected}"
     return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
 
 
@@ -105,8 +117,9 @@ def _mean(paper: Paper, cell: Cell) -> str:
     text = f"**{wording.number(statistics.mean(cell.values))} %**"
     if cell.n < 2:
         return f"{text} (n = {cell.n}, no interval)"
-    ends = statistics.mean_interval(cell.values, paper.rule("number")["confidence"])
-    return f"{text} {wording.interval(ends)} (n = {cell.n})"
+    confidence = paper.rule("number")["confidence"]
+    ends = statistics.mean_interval(cell.values, confidence)
+    return f"{text} {wording.interval(ends)} (n = {cell.n}, {100 * confidence:g} % interval)"
 
 
 def _lead(paper: Paper, verdict: Verdict) -> str:
@@ -130,7 +143,11 @@ def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], contr
         return text
     text += f" CLR's lead over it: {_lead(paper, equal)}. "
     said, more = equal.finding.text, beaten.finding.text
-    text += f"Equal, or CLR above: {said}." if said == more else f"Equal: {said}. CLR above: {more}."
+    text += f"Equal, or CLR above: {said}" if said == more else f"Equal: {said}. CLR above: {more}"
+    alone, corrected = beaten.finding.p, beaten.finding.p_adjusted
+    if alone is not None:
+        text += f"; for above, p {wording.p(alone)}, after Holm's correction {wording.p(corrected).lstrip('= ')}"
+    text += "."
     drop = paper.tables["table2"][0]["max_iter"]
     before = [read_cell(results, cell.label, drop) for cell in (a, b)]
     if all(cell.n for cell in before):
@@ -146,7 +163,9 @@ def _constant(results: Results) -> str:
     }
     ends = [f"{wording.number(statistics.mean(cell.values))} at {lr:g}" for lr, cell in cells.items() if cell.n]
     seeds = _seeds([cell for cell in cells.values() if cell.n])
-    return f"The same at other LRs (`+study=constant_lr`, in %): {', '.join(ends)} ({seeds})." if ends else ""
+    clr = read_cell(results, "cifar10_tri2", arms.END)
+    beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
+    return f"The same at other LRs (`+study=constant_lr`, in %): {', '.join(ends)} ({seeds}{beside})." if ends else ""
 
 
 def _mistakes(results: Results) -> str:
@@ -166,7 +185,9 @@ def _mistakes(results: Results) -> str:
     if not changes:
         return ""
     seeds = f" ({_seeds(shown)}, each beside the same seed)" if shown else ""
-    return f"What missing one of Caffe's details changes, in points: {', '.join(changes)}{seeds}."
+    spread = max(port.values, default=0.0) - min(port.values, default=0.0)
+    chance = f" The port's own {port.n} seeds lie {wording.number(spread)} apart." if port.n > 1 else ""
+    return f"What missing one of Caffe's details, or several, changes, in points: {', '.join(changes)}{seeds}.{chance}"
 
 
 def _seeds(cells: Sequence[Cell]) -> str:
@@ -190,11 +211,13 @@ def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:
     found, said = verdict.ceilings.values(), paper.bounds[verdict.claim["row"]]
     ceilings = sorted(bounds.max_lr for bounds in found if bounds.max_lr is not None)
     base_lr = next(iter(found)).base_lr
-    span = dict.fromkeys(f"{lr:.6g}" for lr in ceilings[:1] + ceilings[-1:])
+    span = " to ".join(dict.fromkeys(f"{lr:.6g}" for lr in ceilings[:1] + ceilings[-1:])) or "none"
+    silent = [name for name, bounds in verdict.ceilings.items() if bounds.max_lr is None]
+    none = f"none by {' and '.join(silent)}; " if silent and ceilings else ""
     return (
         f"{what} (`{verdict.cells[0].label}`, n = {verdict.finding.n}) points to a base_lr of "
-        f"{'none' if base_lr is None else f'{base_lr:.6g}'} and a max_lr of {' to '.join(span) or 'none'} by rule (the "
-        f"paper: {said['base_lr']:g} and {said['max_lr']:g}): {verdict.finding.text}."
+        f"{'none' if base_lr is None else f'{base_lr:.6g}'} and a max_lr of {span} by rule "
+        f"({none}the paper: {said['base_lr']:g} and {said['max_lr']:g}): {verdict.finding.text}."
     )
 
 
@@ -214,25 +237,31 @@ def _all_run(verdict: Verdict) -> bool:
 
 def _cost(verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
-    measured = [ratio.value for ratio in verdict.ratios]
-    ratios = f", ratios {min(measured):.3f} to {max(measured):.3f}" if measured else ""
-    return f"Claim on cost: {verdict.claim['text']} {verdict.finding.text.capitalize()}{ratios}."
+    text = f"Claim on cost: {verdict.claim['text']} {verdict.finding.text.capitalize()}"
+    if not verdict.ratios:
+        return f"{text}."
+    measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
+    tally = ", ".join(f"{count} {name}" for name, count in sorted(each.items()))
+    return f"{text}: ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full, of which {tally}."
 
 
 def _times(times: Sequence[TimeToTarget]) -> str:
-    """The time to the highest target that CLR's median reaches."""
-    shown = [time for time in times if time.unit == "iterations"]
+    """The times to the highest target that CLR's median reaches, and to the next one where it is reached by others."""
+    shown = [time for time in times if time.unit == "iterations" and time.times]
     reached = [time.target for time in shown if time.role == "A" and math.isfinite(time.median)]
     if not reached:
         return ""
-    at = [time for time in shown if time.target == max(reached)]
-    parts = [
+    text = f"Iterations to {max(reached):g} %, the highest target that most CLR runs reach (medians): "
+    text += f"{_medians(shown, max(reached))}."
+    above = [time.target for time in shown if time.target > max(reached) and math.isfinite(time.median)]
+    return f"{text} To {min(above):g} %: {_medians(shown, min(above))}." if above else text
+
+
+def _medians(times: Sequence[TimeToTarget], target: float) -> str:
+    return ", ".join(
         f"`{time.label}` {wording.time(time.median)} ({time.reached} of {len(time.times)} runs)"
-        for time in at
-        if time.times
-    ]
-    return (
-        f"Iterations to {max(reached):g} %, the highest target that most CLR runs reach (medians): {', '.join(parts)}."
+        for time in times
+        if time.target == target
     )
 
 
@@ -260,7 +289,9 @@ def coverage(report: Report) -> list[str]:
     out = []
     for name in tables.DESCRIBED_BY:
         rows = report.tables[name][report.tables[name]["section"] == "paper"]
-        out.append(f"{_place(name)}: {int((rows['verdict'] != NOT_RUN).sum())} of {len(rows)}")
+        run = set(rows["label"][rows["verdict"] != NOT_RUN])
+        readings = [{row[key] for key in ("experiment", "staged") if key in row} for row in report.paper.tables[name]]
+        out.append(f"{_place(name)}: {sum(bool(run & labels) for labels in readings)} of {sum(map(bool, readings))}")
     return out
 
 

@@ -216,11 +216,15 @@ def times_table(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         grid = common_grid(curves)
         evaluated = sorted(grid)
         spacing = f"evaluated every {evaluated[1] - evaluated[0]:,}" if len(evaluated) > 1 else ""
+        remarks = {
+            "iterations": spacing,
+            "train_seconds": "; ".join(filter(None, [spacing, _clocks(results, [label])])),
+        }
         for target in rule["targets"].get(network, []):
             for unit in rule["units"]:
                 ours = times_to_target(curves, target, unit, grid)
                 time = TimeToTarget(label, "other run", target, unit, ours, math.nan, statistics.UNDEFINED)
-                rows.append(_time_row("", time, spacing))
+                rows.append(_time_row("", time, remarks[unit]))
     return pd.DataFrame(rows, columns=list(TIMES))
 
 

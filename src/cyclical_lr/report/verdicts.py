@@ -86,6 +86,7 @@ class Ratio:
     name: str
     value: float
     interval: Interval
+    verdict: str  # what the rule says of it alone
 
 
 @dataclass(frozen=True)
@@ -265,8 +266,9 @@ def share(paper: Paper, a: Cell, b: Cell) -> tuple[Finding, tuple[Ratio, ...]]:
     shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
     if len(shares) < paper.verdicts["seeds"]["none_below"]:
         return _too_few(len(shares)), ()
-    ratio = Ratio("share of the rise", statistics.mean(shares), statistics.mean_interval(shares, rule["interval"]))
-    return _finding(paper, _within(ratio.interval, rule["least"], math.inf), (a, b)), (ratio,)
+    interval = statistics.mean_interval(shares, rule["interval"])
+    verdict = _within(interval, rule["least"], math.inf)
+    return _finding(paper, verdict, (a, b)), (Ratio("share of the rise", statistics.mean(shares), interval, verdict),)
 
 
 def range_tests(results: Results, label: str) -> list[range_test.Curve]:
@@ -313,11 +315,13 @@ def cost(paper: Paper, benchmarks: Sequence[Mapping[str, Any]], ratio: str) -> t
                 continue
             quotients = [a / b for a, b in zip(above, below, strict=True)]
             interval = statistics.median_interval(quotients, rule["interval"])
-            ratios.append(Ratio(f"{method} on {benchmark['device']}", statistics.median(quotients), interval))
+            verdict = _within(interval, *rule["limits"][ratio])
+            name = f"{method} on {benchmark['device']}"
+            ratios.append(Ratio(name, statistics.median(quotients), interval, verdict))
             rounds.append(len(quotients))
     if not ratios:
         return Finding(NOT_RUN, 0), ()
-    verdicts = {_within(each.interval, *rule["limits"][ratio]) for each in ratios}
+    verdicts = {each.verdict for each in ratios}
     verdict = next(each for each in (NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED) if each in verdicts)
     return Finding(verdict, min(rounds)), tuple(ratios)
 
