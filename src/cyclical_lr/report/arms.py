@@ -87,8 +87,8 @@ MISTAKES: Groups = {
         (f"{FAITHFUL}[model.init=torch]", END, "PyTorch's weights"),
     ],
     "Several at once": [
-        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "those pixels and means"),
-        (f"{FAITHFUL}[data.scale=0.00392156862745098,model.init=torch]", END, "those pixels, PyTorch's weights"),
+        (f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098]", END, "0 to 1 with channel means"),
+        (f"{FAITHFUL}[data.scale=0.00392156862745098,model.init=torch]", END, "0 to 1 with PyTorch's weights"),
         (
             f"{FAITHFUL}[data.mean=channel,data.scale=0.00392156862745098,data.shuffle=True,model.ceil_mode=False,"
             "model.init=torch,model.lrn=across_channels,solver=torch_sgd(multipliers=False,weight_decay=0.004)]",
