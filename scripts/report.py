@@ -23,7 +23,6 @@ from cyclical_lr.records import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
-KEYS = ("results_dir", "figures_dir", "figures", "page", "readme", "title", "experiments")
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
 
 
@@ -43,8 +42,9 @@ def report(cfg: DictConfig) -> Sequence[str]:
     from cyclical_lr.report import collect, figures, gallery, headline, markup, page, readme, verdicts
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells how it embeds each font
-    if unknown := sorted(map(str, set(cfg) - set(KEYS))):
-        raise ConfigError(f"{', '.join(unknown)}: there is no such key; expected some of {', '.join(KEYS)}")
+    known = [key for key in map(str, OmegaConf.load(CONF / "report.yaml")) if key not in ("defaults", "hydra")]
+    if unknown := sorted(map(str, set(cfg) - set(known))):  # Hydra takes `+typo=1`
+        raise ConfigError(f"{', '.join(unknown)}: there is no such key; expected some of {', '.join(known)}")
     results_dir = Path(cfg.results_dir or "")
     if not cfg.results_dir or not (results_dir / "runs").is_dir():
         raise ConfigError(f"results_dir: expected a folder with records in runs/, got {cfg.results_dir!r}")
