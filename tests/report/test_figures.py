@@ -191,6 +191,15 @@ def test_the_bounds_of_the_paper_and_of_this_studys_rules_are_both_named(run_all
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_saved_figure_does_not_show_the_last_digits_of_its_layouts_solver(tmp_path):
+    figure = paper_figures.draw(3, NOTHING, CONF)
+    drawn = [axes.get_position().bounds for axes in figure.axes]
+    figures.save(figure, tmp_path, "fig03")
+    saved = [axes.get_position().bounds for axes in figure.axes]
+    assert saved != drawn and figure.axes  # it has been laid out
+    assert saved == [pytest.approx([round(float(x), 6) for x in bounds], rel=0, abs=1e-12) for bounds in saved]
+
+
 def test_a_figure_is_saved_as_the_same_bytes_with_embedded_fonts_and_no_time(tmp_path):
     written = [
         [path.read_bytes() for path in figures.save(paper_figures.draw(3, NOTHING, CONF), tmp_path / name, "fig03")]
