@@ -163,7 +163,7 @@ def _constant(results: Results) -> str:
     }
     ends = [f"{wording.number(statistics.mean(cell.values))} at {lr:g}" for lr, cell in cells.items() if cell.n]
     seeds = _seeds([cell for cell in cells.values() if cell.n])
-    clr = read_cell(results, "cifar10_tri2", arms.END)
+    clr = read_cell(results, arms.FAITHFUL, arms.END)
     beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
     return f"The same at other LRs (`+study=constant_lr`, in %): {', '.join(ends)} ({seeds}{beside})." if ends else ""
 
@@ -290,8 +290,8 @@ def coverage(report: Report) -> list[str]:
     for name in tables.DESCRIBED_BY:
         rows = report.tables[name][report.tables[name]["section"] == "paper"]
         run = set(rows["label"][rows["verdict"] != NOT_RUN])
-        readings = [{row[key] for key in ("experiment", "staged") if key in row} for row in report.paper.tables[name]]
-        out.append(f"{_place(name)}: {sum(bool(run & labels) for labels in readings)} of {sum(map(bool, readings))}")
+        readings = list(filter(None, map(tables.experiments_of, report.paper.tables[name])))
+        out.append(f"{_place(name)}: {sum(not run.isdisjoint(labels) for labels in readings)} of {len(readings)}")
     return out
 
 

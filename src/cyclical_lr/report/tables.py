@@ -112,7 +112,7 @@ def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> 
         if label in shown or not (experiment in here or (table == "table1" and experiment not in anywhere)):
             continue
         end = last_iteration(results, label)
-        named = {row["iterations"] for row in paper.tables[table] if experiment in _experiments_of(row)}
+        named = {row["iterations"] for row in paper.tables[table] if experiment in experiments_of(row)}
         cells = [read_cell(results, label, iteration) for iteration in sorted(named - {None, end})]
         for cell in cells:
             if cell.n:
@@ -144,16 +144,17 @@ def _in_tables(paper: Paper) -> set[str]:
     return {label for name in DESCRIBED_BY for row in paper.tables[name] for label in _labels(row)}
 
 
-def _experiments_of(row: Mapping[str, Any]) -> list[str]:
+def experiments_of(row: Mapping[str, Any]) -> list[str]:
+    """Those that are a row of the paper: none, one, or two readings of it."""
     return [row[reading] for reading in ("experiment", "staged") if reading in row]
 
 
 def _experiments(paper: Paper, *tables: str) -> set[str]:
-    return {experiment for table in tables for row in paper.tables[table] for experiment in _experiments_of(row)}
+    return {experiment for table in tables for row in paper.tables[table] for experiment in experiments_of(row)}
 
 
 def _labels(row: Mapping[str, Any]) -> list[str]:
-    return [label for experiment in _experiments_of(row) for label in (experiment, f"{experiment}[precision=bf16]")]
+    return [label for experiment in experiments_of(row) for label in (experiment, f"{experiment}[precision=bf16]")]
 
 
 def _bounds(bounds: Sequence[float] | None) -> str:
