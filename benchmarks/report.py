@@ -10,7 +10,6 @@ clock of an idle machine would show: they are held against the limits, with an e
 the package, a few seconds, is not in them.
 """
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -23,7 +22,8 @@ import numpy as np
 
 from cyclical_lr import records
 from cyclical_lr.records import CurveRow, Record
-from cyclical_lr.report import collect, gallery, headline, markup, page, readme, verdicts
+from cyclical_lr.report import collect, gallery, headline, markup, page, readme
+from cyclical_lr.report.paper import read_paper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVALUATIONS, EVERY = 70, 1000
@@ -44,7 +44,8 @@ def write_runs(folder: Path, experiments: list[str], count: int) -> None:
             CurveRow(int(t), 0.02 * int(t) / int(iterations[-1]), 1.0, 1.0, accuracy, 0.05 * int(t))
             for t, accuracy in zip(iterations, accuracies, strict=True)
         ]
-        sha256 = hashlib.sha256(f"{experiment} {seed}".encode()).hexdigest()
+        computed = config(experiment, seed)
+        sha256 = records.config_sha256(computed)
         record = Record(
             run_id=sha256[:12],
             experiment=experiment,
@@ -69,7 +70,7 @@ def write_runs(folder: Path, experiments: list[str], count: int) -> None:
             message="",
             versions={"torch": "2.11.0", "numpy": "2.4.0"},
             segments=[],
-            config=config(experiment, seed),
+            config=computed,
         )
         records.write_curve(records.curve_path(folder, record.run_id), curve)
         records.write_record(folder, record)
@@ -79,7 +80,7 @@ def config(experiment: str, seed: int) -> dict[str, Any]:
     return {
         "model": {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full", "num_classes": 10},
         "data": {"_target_": "cyclical_lr.data.cifar.CifarData", "name": "cifar10", "batch_size": 100},
-        "solver": {"_target_": "cyclical_lr.solvers.caffe_sgd", "momentum": 0.9, "weight_decay": 0.004},
+        "solver": {"_target_": "cyclical_lr.solvers.caffe_sgd", "momentum": 0.9, "of": experiment},
         "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.001},
         "iterations": EVALUATIONS * EVERY,
         "eval_every": EVERY,
@@ -100,7 +101,7 @@ def timed(what: str, part: Callable[[], Any]) -> tuple[Any, float]:
 
 def main() -> int:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    paper = verdicts.read_paper(REPOSITORY / "conf" / "paper")
+    paper = read_paper(REPOSITORY / "conf" / "paper")
     named = {operand["experiment"] for claim in paper.claims for operand in claim["operands"]}
     with tempfile.TemporaryDirectory() as folder:
         results_dir = Path(folder)

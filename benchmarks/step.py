@@ -195,6 +195,12 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
             module(x.requires_grad_(number > 0)).backward(upstream)
             module.weight.grad = module.bias.grad = x.grad = None
 
+    mixed = plan["trainer"]["precision"] == "bf16-mixed"
+
+    def bare_step(t: int) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            reference_step(same.network, same.solver, *batch(t), lrs[t])
+
     module = PlainModule(PlainNet())
     loader = DataLoader(pictures, plan["data"]["batch_size"], shuffle=True, num_workers=2, persistent_workers=True)
 
@@ -207,7 +213,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
         return module.seconds
 
     others = {
-        "bare": timed(lambda t: reference_step(same.network, same.solver, *batch(t), lrs[t])),
+        "bare": timed(bare_step),
         "floor": timed(floor_step),
         "plain": timed(plain_step),
         "module": module_arm,

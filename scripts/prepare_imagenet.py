@@ -17,17 +17,16 @@ Exit codes: 0 done, perhaps with problems listed; 1 nothing usable; 2 unusable i
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-NOTHING_USABLE, UNUSABLE_INPUT, STOPPED = 1, 2, 130
+from cyclical_lr import command_line
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = command_line.cores()
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("dest", metavar="DEST", type=Path)
     parser.add_argument("--workers", metavar="N", type=int, default=cores, help=f"processes (default {cores}: cores)")
@@ -41,11 +40,10 @@ def main(arguments: list[str]) -> int:
     try:
         done = prepare(args.source, args.dest, args.workers, args.val_labels)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE_INPUT
+        return command_line.refuse(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command continues, finished images are kept", file=sys.stderr)
-        return STOPPED
+        return command_line.STOPPED
 
     seconds = time.monotonic() - started
     actions = [problem.action for problem in done.problems]
@@ -58,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if not done.usable:
         empty = " and ".join(split for split, images in done.images.items() if not images)
         print(f"error: SOURCE={args.source}: no usable image in {empty}; see problems.csv", file=sys.stderr)
-        return NOTHING_USABLE
+        return command_line.FAILED
     print(f"  wrote {args.dest / 'mean.npy'}, {args.dest / 'index.json'}")
     return 0
 

@@ -9,7 +9,6 @@ The same records give the same bytes every time. Exit codes: 0 done, 1 a file in
 others were), 2 unusable input.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,15 +32,16 @@ def main(cfg: DictConfig) -> None:
     except ConfigError as error:
         sys.exit(command_line.refuse(str(error)))
     except OSError as error:
-        sys.exit(command_line.refuse(f"{error.filename}: {error.strerror}; give another path"))
+        where = error.filename or "results_dir or figures_dir"  # a full disk names no file
+        sys.exit(command_line.refuse(f"{where}: {error.strerror}; give another path"))
     sys.exit(bool(problems))
 
 
 def report(cfg: DictConfig) -> Sequence[str]:
     """Read, draw and write what is asked for; what was wrong with which file."""
-    from cyclical_lr.report import collect, figures, gallery, headline, markup, page, readme, verdicts
+    from cyclical_lr.report import collect, figures, gallery, headline, markup, page, readme
+    from cyclical_lr.report.paper import read_paper
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells how it embeds each font
     known = [key for key in map(str, OmegaConf.load(CONF / "report.yaml")) if key not in ("defaults", "hydra")]
     if unknown := sorted(map(str, set(cfg) - set(known))):  # Hydra takes `+typo=1`
         raise ConfigError(f"{', '.join(unknown)}: there is no such key; expected some of {', '.join(known)}")
@@ -56,7 +56,7 @@ def report(cfg: DictConfig) -> Sequence[str]:
         raise ConfigError(f"figures: expected some of {list(gallery.FIGURES)}, got {wrong}")
 
     results = collect.collect(results_dir)
-    paper = verdicts.read_paper(CONF / "paper")
+    paper = read_paper(CONF / "paper")
     said = headline.make_report(paper, results)
     written = [
         collect.write_runs(results_dir, results),

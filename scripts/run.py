@@ -5,8 +5,8 @@
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)' cluster=slurm
 
-Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged, 130 stopped. A sweep reports how each of
-its runs ended, and exits with 0 or 1.
+Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged, 130 stopped by Ctrl-C, 143 by
+SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
 """
 
 import os
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CODE = Path(__file__).resolve().parent.parent
 REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
 CONF = CODE / "conf"
-DIVERGED = 3
 
 
 def experiments() -> str:
@@ -76,11 +75,11 @@ def main(cfg: DictConfig) -> None:
         print(bounds(cfg, [outcome.record for outcome in outcomes if outcome.record]))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
     if alone and diverged and not range_test:  # in a range test, divergence is an outcome
-        sys.exit(DIVERGED)
+        sys.exit(command_line.DIVERGED)
 
 
 def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
-    """What a range test says: bounds, overrides to paste, and where the figure is."""
+    """What a range test says: bounds, overrides and a command to paste, and where the figure is."""
     from cyclical_lr import range_test, records
     from cyclical_lr.report import figures
 
@@ -93,10 +92,14 @@ def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
         curves = [range_test.curve_of(record, curve) for record, curve in zip(usable, rows, strict=True)]
     except (ValueError, OSError) as error:
         return f"no curve to read bounds from: {error}"
-    figure = figures.range_test(curves, range_test.find_bounds(curves), usable[0].label)
+    found, stepsize = range_test.find_bounds(curves), suggested_stepsize(cfg)
+    lines = [range_test.report(curves, stepsize)]
+    if found.usable and cfg.experiment:  # four cycles, of which Section 3.2 says that they are enough
+        between = f"{range_test.overrides(found, stepsize)} iterations={8 * stepsize}"
+        lines.append(f"  a run between them: python scripts/run.py +experiment={cfg.experiment} {between}")
+    figure = figures.range_test(curves, found, usable[0].label)
     written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
-    report = range_test.report(curves, stepsize=suggested_stepsize(cfg))
-    return "\n".join([report, *(f"  wrote  {path}" for path in written)])
+    return "\n".join([*lines, *(f"  wrote  {path}" for path in written)])
 
 
 def suggested_stepsize(cfg: DictConfig) -> int:

@@ -16,8 +16,10 @@ from small_runs import CONF, REPOSITORY, SAMPLE, TINY, Forked, records_in
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError
-from cyclical_lr.report import figures, tables, verdicts
+from cyclical_lr.report import figures, tables
 from cyclical_lr.report.collect import collect
+from cyclical_lr.report.paper import read_paper
+from cyclical_lr.report.verdicts import decide
 from cyclical_lr.training.config import check, compose_config, describe, plain
 from cyclical_lr.training.run import run
 
@@ -297,8 +299,8 @@ def test_the_readmes_example_runs_beside_the_papers_policies_and_is_in_every_tab
     monkeypatch.syspath_prepend(tmp_path)
     results = collect(tmp_path / "results")
     assert not results.problems
-    paper = verdicts.read_paper(CONF / "paper")
-    made = tables.make_tables(paper, results, verdicts.decide(paper, results))
+    paper = read_paper(CONF / "paper")
+    made = tables.make_tables(paper, results, decide(paper, results))
     for name, section in (("table1", "other runs"), ("budget", None), ("time_to_target", None)):
         rows = made[name] if section is None else made[name][made[name]["section"] == section]
         assert set(labels) <= set(rows["label"]), name

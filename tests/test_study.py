@@ -17,6 +17,8 @@ from cyclical_lr import records
 from cyclical_lr.report import study_figures
 from cyclical_lr.report.arms import MISTAKES
 from cyclical_lr.training.config import check, compose_config, describe, label, plain
+from cyclical_lr.training.local import Progress
+from cyclical_lr.training.sweep import Job
 
 SCRIPT = REPOSITORY / "scripts" / "study.py"
 STUDIES = sorted((CONF / "study").glob("*.yaml"))
@@ -76,7 +78,7 @@ def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_pa
         r"^  failed +cifar10_tri2\[.*model.lrn=typo.*\] seed 0 .*model.lrn: expected", summary, re.MULTILINE
     )
     assert summary.count("  done ") == 2
-    assert "[3/3] cifar10_tri2" in output and "h left in all" in output
+    assert "[3/3] cifar10_tri2" in output
     done = records_in(tmp_path)
     assert sorted(record.experiment for record in done) == ["cifar10_fixed_25k", "cifar10_tri2"]
     assert {path.stem for path in (tmp_path / "results/curves").glob("*.csv")} == {record.run_id for record in done}
@@ -84,6 +86,23 @@ def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_pa
     code, output = study(tmp_path, arms[::2], "threads=1")
     assert code == 0, output
     assert "2 of 2 runs are done, 0 are missing" in output and "[1/" not in output
+
+
+def test_progress_is_read_from_the_curves_and_what_has_ended_is_not_left(tmp_path, caplog):
+    plans = [plain(compose_config(CONF, [f"+experiment={name}"])) for name in ("cifar10_tri2", "cifar10_exp")]
+    first, second = (Job([], plan["experiment"], [describe(plan, 0)], tmp_path, tmp_path) for plan in plans)
+    progress = Progress([first, second])
+    assert (progress.bar.total, progress.iterations()) == (95_000, 0)
+    curve = tmp_path / records.run_id(second.configs[0]) / "curve.csv"
+    records.write_curve(curve, [records.CurveRow(t, 0.001, 1.0, 1.0, 50.0, 1.0) for t in (0, 3000, 7000)])
+    assert progress.iterations() == 7000 == Progress([second]).bar.n
+    with pytest.raises(RuntimeError), progress.of(first):
+        raise RuntimeError("a run that fails")
+    assert progress.iterations() == 25_000 + 7000
+    progress.every = 0.01
+    with progress, caplog.at_level("INFO"):
+        time.sleep(0.5)
+    assert re.fullmatch(r"2 runs: 34 %, 32,000 of 95,000 iterations, \d+:\d\d left", caplog.messages[-1])
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ import yaml
 from small_runs import CONF
 
 from cyclical_lr import records
-from cyclical_lr.records import build, learning_rates
+from cyclical_lr.records import learning_rates
 from cyclical_lr.training.config import check, compose_config, describe, plain
-from cyclical_lr.training.engine import reference_step
 
 torch.set_num_threads(1)
 
@@ -193,29 +192,3 @@ def test_figure_6_expects_the_papers_numbers():
 def test_a_variant_is_trained_at_these_lrs(card, expected, plans):
     lrs = learning_rates(plans[card])
     assert {t: lrs[t] for t in expected} == pytest.approx(expected, rel=1e-4)
-
-
-# ---- the first iterations --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "card", [f"cifar10_{method}_tri" for method in METHODS] + ["cifar10_bn_clr", "cifar10_sigmoid_clr"]
-)
-def test_each_network_and_solver_takes_its_first_iterations(card):
-    plan = plain(compose_config(CONF, [f"+experiment={card}", "data=cifar10_sample", "data.batch_size=4"]))
-    check(plan)
-    data, lrs = build(plan["data"]), learning_rates(plan)
-    data.setup()
-    torch.manual_seed(0)
-    network = build(plan["model"]).to(memory_format=torch.channels_last)
-    solver = build(plan["solver"], network)
-    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    for iteration in range(3):
-        x, y = data.train(data.indices(0, iteration, 1)[0])
-        loss = reference_step(network, solver, x, y, lrs[iteration])
-        assert torch.isfinite(loss)
-    for name, parameter in network.named_parameters():
-        assert not torch.equal(parameter, before[name]), name
-    logits = network.eval()(data.test(torch.arange(3))[0])
-    assert logits.shape == (3, 10)
-    assert torch.isfinite(logits).all()

@@ -1,5 +1,8 @@
 """Table 4's lab cards and those of DenseNet in Caffe: recipes, learning rates, and each network's first iterations."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,3 +206,29 @@ def test_each_network_takes_its_first_iterations(card, overrides):
     logits = network.eval()(data.test(torch.arange(3))[0])
     assert logits.shape == (3, 10)
     assert torch.isfinite(logits).all()
+
+
+PEAK = """
+import resource, sys, torch
+from small_runs import CONF
+from cyclical_lr.records import build
+from cyclical_lr.training.config import compose_config, plain
+from cyclical_lr.training.engine import reference_step
+plan = plain(compose_config(CONF, ["+experiment=" + sys.argv[1], "data=cifar10_sample"]))
+batch = plain(compose_config(CONF, ["+experiment=" + sys.argv[1]]))["data"]
+network = build(plan["model"]).to(memory_format=torch.channels_last)
+solver = build(plan["solver"], network)
+x = torch.randn(batch["batch_size"], 3, 32, 32).to(memory_format=torch.channels_last)
+reference_step(network, solver, x, torch.zeros(len(x), dtype=torch.int64), 0.1)
+with torch.no_grad():
+    network.eval()(torch.randn(batch["eval_batch_size"], 3, 32, 32).to(memory_format=torch.channels_last))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", ["cifar10_resnet_lr01", "cifar10_sd_lr01", "cifar10_densenet_lr01", CAFFE[0]])
+def test_training_takes_less_than_6_gb(card):
+    done = subprocess.run([sys.executable, "-c", PEAK, card], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 6 - 0.4  # the sets themselves: 180 MB as they are kept, and as they are read

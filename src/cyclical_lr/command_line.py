@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr.records import ConfigError
 
-FAILED, UNUSABLE, STOPPED = 1, 2, 130
+FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
+"""Exit codes."""
 INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 
 
@@ -31,6 +32,11 @@ def guarded(main: Callable[[], Any]) -> int:
             raise
         return refuse(f"a group takes a name, such as model=cifar10_full ({error}); --help lists them")
     return 0
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def refuse(message: str) -> int:

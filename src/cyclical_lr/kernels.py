@@ -64,16 +64,30 @@ def takes(x: Tensor) -> bool:
     )
 
 
+def begin_run() -> None:
+    """Have `kind` speak of what runs from now on: a process may train several networks, one after another."""
+    global _asked_before
+    _asked_before = _asked()
+
+
 def kind() -> str:
-    """Which layers this process has run: "compiled", "torch" for lack of them, or "none" where none asked for them."""
-    if _library.cache_info().currsize == 0:
+    """Which layers have run: "compiled", "torch" for lack of them, or "none" where none asked for them."""
+    if _asked() == _asked_before:
         return "none"
     return "torch" if _library() is None else "compiled"
 
 
+def _asked() -> int:
+    calls = _library.cache_info()
+    return calls.hits + calls.misses
+
+
+_asked_before = 0
+
+
 @dataclass(frozen=True)
 class Pooling:
-    """Windows of `kernel` x `kernel` pixels, at most 16 x 16, `stride` apart, without padding.
+    """Windows of `kernel` x `kernel` pixels, `stride` apart, without padding.
 
     With `ceil_mode` they may reach beyond the right and the bottom border, though not start there; what lies beyond
     counts for nothing. `relu`: a ReLU is part of it.

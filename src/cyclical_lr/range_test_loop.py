@@ -68,12 +68,12 @@ def lr_range_test(
         ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
     """
     test = RampTest.over(min_lr, max_lr, iterations, eval_every)
-    accuracies: dict[int, float] = {}
+    points, accuracies = set(test.points), dict[int, float]()
     with preserved_rng(batches):
         model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
         stream = _repeated(batches, iterations)
         for t in range(iterations + 1):
-            if t in test.points:
+            if t in points:
                 model.eval()
                 with torch.no_grad():
                     accuracies[t] = percent(float(evaluate(model)), "evaluate")

@@ -296,12 +296,23 @@ class Record:
     config: dict[str, Any]
 
     @property
-    def clock(self) -> tuple[str, int, str, str, str]:
-        """What its seconds depend on: devices, threads, engine, layers, and how many runs shared the process."""
-        devices = {self.device, *(segment.get("device", self.device) for segment in self.segments)}
-        together = {str(segment.get("together", 1)) for segment in self.segments}
-        layers = self.versions.get("kernels", "torch")  # from before there were others
-        return " and ".join(sorted(devices)), self.threads, self.engine, layers, " and ".join(sorted(together))
+    def clock(self) -> tuple[str, ...]:
+        """What its seconds depend on: devices, threads, engines, layers, and how many runs shared the process.
+
+        All of what the processes that worked on it had, since each of them measured a part of the seconds.
+        """
+        last = {
+            "device": self.device,
+            "threads": self.threads,
+            "engine": self.engine,
+            "kernels": self.versions.get("kernels", "torch"),  # older than the compiled layers
+            "together": 1,
+        }
+        segments = self.segments or [last]
+        return tuple(
+            " and ".join(sorted({str(segment.get(key, value)) for segment in segments} - {"none"}))
+            for key, value in last.items()
+        )
 
 
 @dataclass(frozen=True)

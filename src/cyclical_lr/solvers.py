@@ -5,7 +5,7 @@ LR before a step, as Caffe's ApplyUpdate does: the step that makes iteration t +
 
 Table 3's methods are `caffe_nesterov`, `caffe_adam`, `caffe_rmsprop`, `caffe_adagrad` and `caffe_adadelta`; their
 arguments have the names of Caffe's solver prototxt, and weight decay is L2 in the gradient throughout. Table 4's SGD is
-`torch_sgd`. The LR of all may be a tensor on the device, which of torch's own classes none takes everywhere.
+`torch_sgd`. The LR of all may be a tensor on the device, which torch's own optimizers take in some of their forms only.
 """
 
 from abc import ABC, abstractmethod
@@ -241,8 +241,9 @@ class CaffeAdaDelta(Solver):
     h = momentum * h + (1 - momentum) * g^2;  u = g * sqrt((k + delta) / (h + delta))
     k = momentum * k + (1 - momentum) * u^2;  w -= lr * u
 
-    The first step is lr * sqrt(delta / (1 - momentum)) long whatever the gradient, and the next ones grow from there:
-    delta sets the pace, as in no other method here. PyTorch's Adadelta computes the same with an eps of 1e-6 by
+    The first step is at most lr * sqrt(delta / (1 - momentum)) long, which gradients far above
+    sqrt(delta / (1 - momentum)) come close to, and the next ones grow from there: delta sets the pace, as in no other
+    method here. PyTorch's Adadelta computes the same with an eps of 1e-6 by
     default, but reads the LR on the host.
 
     Args:

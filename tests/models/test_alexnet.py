@@ -96,7 +96,7 @@ def test_224_pixels_give_the_same_sizes_from_the_first_pooling_on_because_it_rou
 
 
 def test_images_of_another_size_are_refused_with_their_size():
-    with pytest.raises(ValueError, match=r"expected images of 227x227 or 224x224 pixels, got \[1, 3, 256, 256\]"):
+    with pytest.raises(ValueError, match=r"expected crops of 227 or 224 pixels, got \[1, 3, 256, 256\]"):
         weightless()(torch.empty(1, 3, 256, 256, device="meta"))
 
 

@@ -142,7 +142,7 @@ def test_each_head_reads_the_block_that_it_stands_on():
 
 
 def test_images_of_another_size_are_refused_with_their_size():
-    with pytest.raises(ValueError, match=r"expected images of 224x224 pixels, got \[1, 3, 227, 227\]"):
+    with pytest.raises(ValueError, match=r"expected crops of 224 pixels, got \[1, 3, 227, 227\]"):
         weightless()(torch.empty(1, 3, 227, 227, device="meta"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cyclical_lr import records
 from cyclical_lr.records import CurveRow, Record
-from cyclical_lr.report.verdicts import Paper, read_paper
+from cyclical_lr.report.paper import Paper, read_paper
 
 CONF = Path(__file__).parents[2] / "conf"
 

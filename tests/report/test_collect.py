@@ -263,8 +263,10 @@ def test_diverged_and_failed_runs_are_counted_and_give_no_value(tmp_path, add_ru
 
 
 def test_a_range_test_whose_lrs_do_not_rise_is_named_and_left_out(tmp_path, add_run):
-    left_out = add_run("cifar10_range_test", 0, CURVE)
-    kept = add_run("cifar10_range_test", 1, CURVE, lrs={iteration: 1e-6 * iteration for iteration in CURVE})
+    ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.001, "stepsize": 1000}
+    rising = {iteration: min(1e-6 * iteration, 0.001) for iteration in CURVE}  # past the ramp it stays where it is
+    left_out = add_run("cifar10_range_test", 0, CURVE, config={"schedule": ramp})
+    kept = add_run("cifar10_range_test", 1, CURVE, rising, config={"schedule": ramp})
     results = collect(tmp_path)
     assert list(results.records) == [kept.run_id]
     (problem,) = results.problems

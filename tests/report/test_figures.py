@@ -156,6 +156,18 @@ def test_a_line_is_the_mean_over_the_seeds_and_its_band_their_range_where_all_we
     assert corners == {(0, 10), (0, 12), (1_000, 60), (1_000, 66), (70_000, 77), (70_000, 79)}
 
 
+def test_of_a_users_runs_those_that_are_done_are_drawn_and_the_others_counted(add_run, tmp_path):
+    whole = {"compress": 1}
+    add_run("mine", 0, {0: 10.0, 1000: 50.0, 2000: 60.0}, config=whole)
+    add_run("mine", 1, {0: 10.0, 1000: 52.0}, status="diverged", config=whole)
+    add_run("yours", 0, {}, status="failed", config=whole)
+    results = collect.collect(tmp_path)
+    figure = figures.accuracy_and_lr([(run, results.curves[id_]) for id_, run in results.records.items()], "Mine")
+    (line, nothing) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [0, 1000, 2000] and not len(nothing.get_xdata())
+    assert "mine (n = 1, 1 diverged)" in texts(figure) and "yours (n = 0, 1 failed)" in texts(figure)
+
+
 def test_one_seed_has_no_band(add_run, tmp_path):
     add_run("cifar10_exp", 0, {0: 10.0, 70_000: 78.0})
     assert not paper_figures.draw(4, collect.collect(tmp_path), CONF).axes[0].collections

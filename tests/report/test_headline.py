@@ -126,6 +126,16 @@ def test_other_constant_lrs_and_each_missed_detail_have_a_sentence(paper, tmp_pa
     )
 
 
+def test_seeds_that_diverged_are_told_wherever_a_number_is(paper, tmp_path, add_run):
+    for label in ("cifar10_tri2", "cifar10_fixed_25k[schedule.base_lr=0.005]", "cifar10_tri2[model.init=torch]"):
+        add_run(label, 0, curve(80.0))
+        add_run(label, 1, curve(80.0), status="diverged")
+    sentences = " ".join(found(paper, collect(tmp_path)))
+    assert "ends at **80.00 %** (n = 1, 1 diverged, no interval)" in sentences
+    assert "80.00 at 0.005 (1 diverged) (n = 1; CLR 80.00)" in sentences
+    assert "PyTorch's weights +0.00 (1 diverged)" in sentences
+
+
 def test_the_claims_that_the_sentences_rest_on_exist(paper):
     claims = {claim["id"]: claim["rule"] for claim in paper.claims}
     assert [claims[name] for name in (headline.TRI2, headline.FIXED)] == ["number", "number"]

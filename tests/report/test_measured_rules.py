@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from cyclical_lr.range_test import Curve
-from cyclical_lr.report import headline, markup, verdicts
-from cyclical_lr.report.collect import Cell, collect
+from cyclical_lr.report import headline, markup, tables, verdicts
+from cyclical_lr.report.collect import Cell, Results, collect
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -175,6 +175,20 @@ def test_what_the_benchmark_left_decides_the_claims_on_cost(paper, tmp_path):
     found = {verdict.id: verdict.finding for verdict in verdicts.decide(paper, results)}
     assert found["table3_no_extra_computation"].text == "reproduced"
     assert found["table3_adaptive_methods_cost_more"].text == "reproduced"
+
+
+def test_milliseconds_stand_in_a_table_with_the_claims_ratios(paper, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "solvers-a-cpu.json").write_text(json.dumps(benchmark(adam=1.3)))
+    results = collect(tmp_path)
+    frame = tables.cost_table(results, verdicts.decide(paper, results))
+    assert frame["method"].tolist() == list(benchmark()["milliseconds"]) and set(frame["rounds"]) == {ROUNDS}
+    adam, sgd = (frame[frame["method"] == name].iloc[0] for name in ("adam", "sgd"))
+    assert adam["clr"] / adam["fixed"] == pytest.approx(1.3, rel=0.02) and adam["clr_over_fixed"] == pytest.approx(1.3)
+    assert math.isnan(sgd["adaptive_over_sgd"]) and adam["adaptive_over_sgd"] > 1
+    text = markup.markdown("Cost", markup.presented(paper, "cost", frame))
+    assert "## a cpu" in text and "| 1.300 [1.287, 1.313] |" in text
+    assert tables.cost_table(Results({}, {}, ()), []).empty
 
 
 # ---- What a reader sees ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -80,6 +81,7 @@ def some(paper, tmp_path, add_run):
         add_run("cifar10_fixed_25k", seed, {0: 10.0, 4_000: 66.0, 16_000: 76.0, 25_000: 79.4 + seed / 10})
     add_run(HOSTILE, 0, {0: 10.0, 7_000: 60.0}, message="</td><script>alert(2)</script>", device="<b>gpu</b>")
     add_run("cifar10_decay", 0, {0: 10.0}, status="diverged")
+    shutil.copytree(RESULTS / "benchmarks", tmp_path / "benchmarks")
     return headline.make_report(paper, collect(tmp_path))
 
 
@@ -190,7 +192,7 @@ def test_deviations_and_contradictions_are_rendered_with_links_from_the_page(som
     root = os.path.relpath(REPOSITORY, tmp_path / "results")
     assert f'href="{root}/conf/paper/inconsistencies.yaml"' in text
     rows = Parsed(text).rows
-    assert ["#", "Caffe or paper", "here", "switch", "effect"] in rows
+    assert ["#", "Caffe or paper", "source", "here", "switch", "effect"] in rows
     count = len(re.findall(r"^\| \d+ \|", (REPOSITORY / "DEVIATIONS.md").read_text(), re.MULTILINE))
     assert count > 30 and sum(row[0].isdecimal() and len(row[0]) < 3 for row in rows) >= count
 

@@ -44,7 +44,7 @@ def make(paper, results):
 
 def test_without_runs_every_row_of_the_paper_is_there_and_says_not_run(paper):
     made = make(paper, NONE)
-    assert list(made) == ["budget", "table1", "table2", "table3", "table4", "text", "time_to_target"]
+    assert list(made) == ["budget", "cost", "table1", "table2", "table3", "table4", "text", "time_to_target"]
     counts = {"table1": 14, "table2": 3, "table3": 12 + 5, "table4": 24, "text": 6}
     for name, count in counts.items():
         of_paper = made[name][made[name]["section"] == "paper"]
@@ -197,7 +197,7 @@ def test_everything_is_written_with_the_same_bytes_every_time(paper, headline, t
         *(f"tables/table{number}.{ending}" for number in (1, 2, 3, 4) for ending in ("csv", "md", "tex")),
         *(
             f"tables/{name}.{ending}"
-            for name in ("budget", "text", "time_to_target")
+            for name in ("budget", "cost", "text", "time_to_target")
             for ending in ("csv", "md", "tex")
         ),
     }

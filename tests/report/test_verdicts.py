@@ -13,8 +13,9 @@ import yaml
 from cyclical_lr.records import ConfigError, CurveRow
 from cyclical_lr.report import verdicts
 from cyclical_lr.report.collect import Cell, Results, collect
+from cyclical_lr.report.paper import read_paper
 from cyclical_lr.report.times import common_grid
-from cyclical_lr.report.verdicts import Finding, read_paper
+from cyclical_lr.report.verdicts import Finding
 
 CONF = Path(__file__).parents[2] / "conf"
 

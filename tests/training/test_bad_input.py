@@ -54,6 +54,8 @@ WRONG = [
     pytest.param(["data.scale=nan"], ["data.scale", "nan", "finite"], id="a scale that is no number"),
     pytest.param(["solver.momentum=nan"], ["solver.momentum", "nan", "finite"], id="nor a momentum"),
     pytest.param(["data.root=5"], ["data.root", "5", "a folder"], id="a folder that is a number"),
+    pytest.param(["~eval_every"], ["eval_every: there is none", "+eval_every=VALUE"], id="a key taken away"),
+    pytest.param(["~trainer.devices"], ["trainer.devices: there is none"], id="a key of a group taken away"),
     pytest.param(["~solver"], ["solver", "solver=NAME", "None"], id="no solver"),
     pytest.param(["~trainer"], ["trainer", "trainer=NAME", "None"], id="no trainer"),
     pytest.param(["schedule._target_=null"], ["None", "dotted path"], id="a class without a name"),

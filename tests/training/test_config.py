@@ -1,14 +1,17 @@
 """Every lab card, as far as a config goes: it composes, it is checked, its LRs can be computed."""
 
+import json
 from copy import deepcopy
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from small_runs import CONF
 
 from cyclical_lr import records
 from cyclical_lr.training.config import check, compose_config, describe, plain
+from cyclical_lr.training.engine import reference_step
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -52,6 +55,28 @@ def test_an_experiments_label_is_its_name_until_its_numbers_are_changed(name):
 def test_experiments_are_different_runs():
     ids = {name: records.run_id(describe(card(name), 0)) for name in EXPERIMENTS}
     assert len(set(ids.values())) == len(EXPERIMENTS) >= 18
+
+
+def test_each_network_takes_its_first_iterations_with_each_solver_of_its_cards():
+    pairs = {}
+    for name in EXPERIMENTS:
+        plan = card(name)
+        pairs.setdefault(json.dumps([plan["model"], plan["solver"]], sort_keys=True), name)
+    assert len(pairs) > 15
+    for name in pairs.values():
+        plan, side = card(name), card(name)["data"].get("crop", 32)
+        torch.manual_seed(0)
+        network = records.build(plan["model"]).to(memory_format=torch.channels_last)
+        solver = records.build(plan["solver"], network)
+        before = {key: value.detach().clone() for key, value in network.named_parameters()}
+        for lr in records.learning_rates(describe(plan, 0))[[1000, 1001]]:
+            x = 50 * torch.randn(2, 3, side, side).to(memory_format=torch.channels_last)
+            loss = reference_step(network, solver, x, torch.randint(plan["data"]["num_classes"], (2,)), lr)
+            assert torch.isfinite(loss), name
+        for key, value in network.named_parameters():
+            if value.ndim > 1:  # a bias may still be 0: behind ReLUs that gave nothing, or in a block that was left out
+                assert not torch.equal(value, before[key]), f"{name}: {key}"
+        assert torch.isfinite(network.eval()(x)).all(), name
 
 
 def test_compress_samples_the_schedule():

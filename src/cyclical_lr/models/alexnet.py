@@ -55,7 +55,7 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] not in ((227, 227), (224, 224)):
-            raise ValueError(f"expected images of 227x227 or 224x224 pixels, got {list(x.shape)}: crop them so")
+            raise ValueError(f"expected crops of 227 or 224 pixels, got {list(x.shape)}; give data.crop=227")
         x = self.reduce1(F.relu(self.conv1(x), inplace=True))
         x = self.reduce2(F.relu(self.conv2(x), inplace=True))
         x = F.relu(self.conv3(x), inplace=True)

@@ -59,7 +59,7 @@ class GoogLeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         if x.shape[2:] != (224, 224):
-            raise ValueError(f"expected images of 224x224 pixels, got {list(x.shape)}: crop them so")
+            raise ValueError(f"expected crops of 224 pixels, got {list(x.shape)}; give data.crop=224")
         x = self.pool3(self.inception_3b(self.inception_3a(self.stem(x))))
         x_4a = self.inception_4a(x)
         x_4d = self.inception_4d(self.inception_4c(self.inception_4b(x_4a)))

@@ -189,7 +189,7 @@ class _CompiledAvgPool(torch.autograd.Function):
 
 
 def _compiled(x: Tensor, pooling: kernels.Pooling) -> bool:
-    return pooling.kernel <= min(16, *x.shape[2:]) and kernels.takes(x)
+    return pooling.kernel <= min(x.shape[2:]) and kernels.takes(x)
 
 
 class WithinChannelLRN(nn.Module):
@@ -319,7 +319,7 @@ class CaffeBatchNorm(nn.Module):
     In training, by mean and (biased) variance of the batch. In evaluation, by an exponential average of the batches'
     means and unbiased variances, divided by what the weights of that average add up to. PyTorch's BatchNorm2d leaves
     that correction out and starts from a mean of 0 and a variance of 1: with Caffe's fraction a tenth of its variance
-    is still that 1 after 2,300 iterations, and evaluations before that measure it.
+    is still that 1 after 2,300 iterations, which dominates evaluations before that.
 
     Before the first training batch Caffe takes both averages as 0, and so does this: the input is divided by sqrt(eps).
 

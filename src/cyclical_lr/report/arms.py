@@ -38,7 +38,7 @@ ARMS = {
     "cifar10_range_test_ss2000": Arm("control: in half the iterations", ORANGE),
     # Controls
     "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY),
-    "cifar10_fixed_25k_matched": Arm("control: the same at CLR's mean LR", BLACK, DASHED),
+    "cifar10_fixed_25k_matched": Arm("control: the same at the mean LR of CLR's first phase", BLACK, DASHED),
     "cifar10_tri2_no_drops": Arm("control: CLR without drops", ORANGE),
     # Figure 5
     "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE),
@@ -108,7 +108,7 @@ def constant_lrs(labels: Iterable[str]) -> dict[float, str]:
 
 @functools.cache
 def schedule_of(conf: Path, experiment: str) -> tuple[Schedule, int]:
-    """A lab card's schedule and its number of iterations, as Hydra composes them; read alone they take no second."""
+    """A lab card's schedule and its number of iterations, merged here: Hydra would take a second for each card."""
     card = OmegaConf.load(conf / "experiment" / f"{experiment}.yaml")
     choices = OmegaConf.to_container(card.defaults)
     assert isinstance(choices, list)
@@ -127,7 +127,7 @@ def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
     ):
         cycle = 2 * schedule.stepsize
         return list(range(cycle, iterations + 1, cycle))
-    if isinstance(schedule, (schedules.Drops, schedules.Held)):
+    if isinstance(schedule, schedules.Drops):
         return cycle_ends(schedule.schedule, iterations)
     if isinstance(schedule, schedules.Phases):
         ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]

@@ -13,7 +13,7 @@ import pandas as pd
 from cyclical_lr import records
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
-from cyclical_lr.report.verdicts import Paper
+from cyclical_lr.report.paper import Paper
 
 CLR = ("triangular2", "CLR")
 """Policies, as the paper's tables name them, that the others are measured against: the headline, and Table 4's."""

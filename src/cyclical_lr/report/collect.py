@@ -244,8 +244,7 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     accuracies = [row.test_accuracy for row in curve]
     if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
-    ramp = "_range_test" in record.label and "[" not in record.label  # in brackets are overrides, of what may be the LR
-    if ramp and any(before.lr >= after.lr for before, after in pairwise(curve)):
+    if any(before.lr >= after.lr for before, after in pairwise(_ramp(record, curve))):
         raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
     measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]
     if not all(0 <= accuracy <= 100 for accuracy in accuracies + measured):
@@ -259,6 +258,15 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
         raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
     return curve
+
+
+def _ramp(record: Record, curve: list[CurveRow]) -> list[CurveRow]:
+    """The evaluations of a range test at which its LR still rises; none of other runs."""
+    schedule = record.config["schedule"]
+    end = schedule.get("stepsize")
+    if schedule.get("_target_") != f"{records.PACKAGE}schedules.RangeTest" or type(end) is not int:
+        return []
+    return [row for row in curve if row.iteration * record.config.get("compress", 1) <= end]
 
 
 def _checked_benchmark(path: Path) -> Mapping[str, Any]:

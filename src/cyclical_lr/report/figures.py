@@ -69,9 +69,12 @@ def finished(results: Results, label: str) -> list[list[CurveRow]]:
 
 def census(results: Results, label: str) -> str:
     """How many runs a label has: `n = 4, 1 diverged`, or `not run`."""
-    if label not in results.by_label:
-        return "not run"
-    status = Counter(record.status for record in results.by_label[label])
+    return counted(results.by_label[label]) if label in results.by_label else "not run"
+
+
+def counted(runs: Iterable[Record]) -> str:
+    """How many of a label's runs are done, and what became of the others: `n = 4, 1 diverged`."""
+    status = Counter(record.status for record in runs)
     lost = [f"{status[name]} {name}" for name in ("diverged", "failed") if status[name]]
     return ", ".join([f"n = {status['done']}", *lost])
 
@@ -154,7 +157,10 @@ def named_rows(axes: Axes, ticks: Sequence[tuple[float, str]], headings: Sequenc
 
 
 def accuracy_and_lr(runs: Runs, title: str) -> Figure:
-    """Test accuracy (%) above, LR below, against the iteration: a line per label, the seeds' range as a band."""
+    """Test accuracy (%) above, LR below, against the iteration: a line per label, the seeds' range as a band.
+
+    Of a label's runs, those that are done; how many others there are is said.
+    """
     by_label: dict[str, list[tuple[Record, list[CurveRow]]]] = defaultdict(list)
     for record, curve in runs:
         by_label[record.label].append((record, curve))
@@ -166,8 +172,13 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
         )
         for number, (label, cell) in enumerate(sorted(by_label.items())):
             arm = Arm(label.removesuffix(f"[{shared}]"), COLOURS[number % len(COLOURS)])
-            name = textwrap.fill(f"{arm.name.replace(',', ', ')} (n = {len(cell)})", 54)  # with many overrides, long
-            seeds_band(above, [curve for _, curve in cell], arm, name)
+            done = [curve for record, curve in cell if record.status == "done"]
+            name = f"{arm.name.replace(',', ', ')} ({counted(record for record, _ in cell)})"
+            name = textwrap.fill(name, 54)  # with many overrides, long
+            if done:
+                seeds_band(above, done, arm, name)
+            else:
+                above.plot([], [], color=arm.colour, label=name)
             figure.set_figheight(figure.get_figheight() + LINE * name.count("\n"))
             _lr_line(below, *cell[0], arm.colour)
         above.set_ylabel("test accuracy (%)")

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from cyclical_lr.report import statistics
 from cyclical_lr.report.arms import BLUE, ORANGE, VERMILLION
 from cyclical_lr.report.figures import COLUMN, GREY, named_rows
-from cyclical_lr.report.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Paper, Verdict
+from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
 
 VERDICT_COLOURS = {REPRODUCED: BLUE, NOT_REPRODUCED: VERMILLION, CONTRADICTED: VERMILLION, INCONCLUSIVE: ORANGE}
 FILLED = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)

@@ -15,8 +15,9 @@ import pandas as pd
 
 from cyclical_lr.report import arms, markup, statistics, tables, wording
 from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.times import TimeToTarget
-from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict, decide
+from cyclical_lr.report.verdicts import NOT_RUN, Verdict, decide
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,14 @@ def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
 
 
 def _mean(paper: Paper, cell: Cell) -> str:
-    """The mean in percent with its interval, and n."""
+    """The mean in percent with its interval, n, and what went wrong."""
     text = f"**{wording.number(statistics.mean(cell.values))} %**"
+    counts = ", ".join([f"n = {cell.n}", *cell.remarks])
     if cell.n < 2:
-        return f"{text} (n = {cell.n}, no interval)"
+        return f"{text} ({counts}, no interval)"
     confidence = paper.rule("number")["confidence"]
     ends = statistics.mean_interval(cell.values, confidence)
-    return f"{text} {wording.interval(ends)} (n = {cell.n}, {100 * confidence:g} % interval)"
+    return f"{text} {wording.interval(ends)} ({counts}, {100 * confidence:g} % interval)"
 
 
 def _lead(paper: Paper, verdict: Verdict) -> str:
@@ -161,7 +163,9 @@ def _constant(results: Results) -> str:
     cells = {
         lr: read_cell(results, label, arms.END) for lr, label in sorted(arms.constant_lrs(results.by_label).items())
     }
-    ends = [f"{wording.number(statistics.mean(cell.values))} at {lr:g}" for lr, cell in cells.items() if cell.n]
+    ends = [
+        f"{wording.number(statistics.mean(cell.values))} at {lr:g}{_lost(cell)}" for lr, cell in cells.items() if cell.n
+    ]
     seeds = _seeds([cell for cell in cells.values() if cell.n])
     clr = read_cell(results, arms.FAITHFUL, arms.END)
     beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
@@ -178,7 +182,7 @@ def _mistakes(results: Results) -> str:
     for cell, name in cells:
         paired = [value - by_seed[seed] for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in by_seed]
         if paired:
-            changes.append(f"{name} {statistics.mean(paired):+.2f}")
+            changes.append(f"{name} {statistics.mean(paired):+.2f}{_lost(cell)}")
             shown.append(cell)
         elif cell.diverged:
             changes.append(f"{name} diverges")
@@ -188,6 +192,11 @@ def _mistakes(results: Results) -> str:
     spread = max(port.values, default=0.0) - min(port.values, default=0.0)
     chance = f" The port's own {port.n} seeds lie {wording.number(spread)} apart." if port.n > 1 else ""
     return f"What missing one of Caffe's details, or several, changes, in points: {', '.join(changes)}{seeds}.{chance}"
+
+
+def _lost(cell: Cell) -> str:
+    """What went wrong with other seeds, in brackets."""
+    return f" ({', '.join(cell.remarks)})" if cell.remarks else ""
 
 
 def _seeds(cells: Sequence[Cell]) -> str:

@@ -1,5 +1,6 @@
 """Tables and claims as text: CSV for machines, Markdown for GitHub, LaTeX for a paper. The same bytes every time."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ import pandas as pd
 from cyclical_lr.range_test import Bounds
 from cyclical_lr.records import write_atomic
 from cyclical_lr.report import wording
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
-from cyclical_lr.report.tables import NUMBERS, PHASE
-from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict
+from cyclical_lr.report.tables import NUMBERS, PHASE, RATIOS
+from cyclical_lr.report.verdicts import NOT_RUN, Verdict
 
 TITLES = {
     "table1": "Table 1: accuracy at the end of training (%)",
@@ -20,6 +22,7 @@ TITLES = {
     "table4": "Table 4: ResNet, Stochastic Depth and DenseNet, test accuracy (%)",
     "text": "Numbers that the paper gives in its text alone, test accuracy (%)",
     "budget": "Under one budget: test accuracy at the end (%), best first, and the difference to the paper's CLR run",
+    "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time)",
     "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row",
 }
 UNITS = {"iterations": "iterations", "train_seconds": "seconds of training"}
@@ -60,6 +63,8 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         return _presented_times(frame)
     if name == "budget":
         return _presented_budgets(frame, ours)
+    if name == "cost":
+        return _presented_costs(frame, f"[{100 * paper.rule('cost')['interval']:g} % interval]")
     rows = []
     for row in frame.to_dict("records"):
         if name == "table2":
@@ -101,6 +106,20 @@ def _presented_budgets(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["section", "run", ours, "n", "best so far", "difference to CLR", "remarks"])
 
 
+def _presented_costs(frame: pd.DataFrame, confidence: str) -> pd.DataFrame:
+    titles = dict(zip(RATIOS, (f"CLR / constant {confidence}", f"constant / SGD with CLR {confidence}"), strict=True))
+    rows = []
+    for row in frame.to_dict("records"):
+        out = {"section": row["device"], "method": row["method"], "rounds": str(row["rounds"])}
+        out |= {"constant LR": wording.number(row["fixed"]), "CLR": wording.number(row["clr"])}
+        for name, title in titles.items():
+            ends = Interval(row[f"{name}_low"], row[f"{name}_high"])
+            known = not math.isnan(row[name])
+            out[title] = f"{row[name]:.3f} {wording.interval(ends, '{:.3f}'.format)}" if known else ""
+        rows.append(out)
+    return pd.DataFrame(rows, columns=["section", "method", "rounds", "constant LR", "CLR", *titles.values()])
+
+
 def _presented_times(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     order = ["claim", "label", "role", "unit", "remarks"]
@@ -115,7 +134,7 @@ def _presented_times(frame: pd.DataFrame) -> pd.DataFrame:
                     text += f"; {wording.speed_up(row['speed_up'], Interval(row['low'], row['high']))}"
             out[f"{row['target']:g} %"] = text
         rows.append({**out, "remarks": remarks})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")  # networks have targets of their own
 
 
 def markdown(title: str, shown: pd.DataFrame) -> str:

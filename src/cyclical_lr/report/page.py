@@ -19,6 +19,7 @@ from cyclical_lr.report import headline, markup, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.gallery import Entry
 from cyclical_lr.report.headline import Report
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -26,7 +27,6 @@ from cyclical_lr.report.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
-    Paper,
     Verdict,
 )
 
@@ -47,18 +47,21 @@ FAMILIES = {
     "text": "Sections 3 and 4",
     "text_densenet_caffe": "Section 4.1.2: DenseNet in Caffe",
     "controls": "Controls of this study",
+    "precision": "Precision",
 }
 ROWS = {"paper": "The paper's rows", "bf16": "The same in bfloat16", "controls": "Controls", "other runs": "Other runs"}
 STUDIES = {
-    "table1": ("table1_cifar", "controls"),
+    "table1": ("table1_cifar", "table1_imagenet", "controls", "windows", "stepsize", "third_rule"),
     "table2": ("table1_cifar",),
     "table3": ("table3",),
     "table4": ("table4",),
     "text": ("densenet_caffe", "figure6"),
     "budget": ("table1_cifar", "controls", "modern"),
+    "cost": (),
     "time_to_target": ("table1_cifar", "controls"),
 }
-"""The studies in conf/study that fill each table."""
+"""The studies in conf/study that fill each table; of costs, a benchmark does."""
+BENCHMARK = "OMP_NUM_THREADS=1 python benchmarks/solvers.py"
 KINDS = {
     REPRODUCED: "good",
     NOT_REPRODUCED: "bad",
@@ -178,12 +181,12 @@ def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     sections = []
     for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
         section = str(section)
-        run = bool((rows.drop(columns=["section", "run"]) != NOT_RUN).all(axis=1).any())
+        run = bool((rows.drop(columns=["section", "run"], errors="ignore") != NOT_RUN).all(axis=1).any())
         title = ROWS.get(section) or claims.get(section, section)
         sections.append({"title": title, "run": run, **_grid(rows.drop(columns="section"))})
     seeds = paper.verdicts["seeds"]["preliminary_below"]
     studies = [f"python scripts/study.py +study={study} seeds={seeds}" for study in STUDIES[name]]
-    command = "\n".join([*studies, "python scripts/report.py"])
+    command = "\n".join([*(studies or [BENCHMARK]), "python scripts/report.py"])
     return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
 
 
@@ -260,7 +263,8 @@ def _provenance(results: Results) -> pd.DataFrame:
 
 def _remarks(record: Record) -> Iterable[str]:
     if len(record.segments) > 1:
-        yield f"resumed {len(record.segments) - 1} times"
+        times = len(record.segments) - 1
+        yield "resumed once" if times == 1 else f"resumed {times} times"
     if record.message:
         yield record.message
 
@@ -270,13 +274,13 @@ def _machines(results: Results) -> dict[tuple[Any, ...], dict[str, str]]:
     out: dict[tuple[Any, ...], dict[str, str]] = {}
     for record in results.records.values():
         versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
-        described = {"device": record.device, "threads": str(record.threads), "engine": record.engine}
+        described = dict(zip(("device", "threads", "engine"), record.clock, strict=False))
         out.setdefault(_machine(record), {"machine": f"M{len(out) + 1}", **described, "versions": versions})
     return out
 
 
 def _machine(record: Record) -> tuple[Any, ...]:
-    return record.device, record.threads, record.engine, *record.versions.items()
+    return *record.clock[:3], *record.versions.items()
 
 
 # Markdown -------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ from cyclical_lr.report.figures import (
     seeds_band,
     thousands,
 )
-from cyclical_lr.report.verdicts import read_paper
+from cyclical_lr.report.paper import read_paper
+from cyclical_lr.report.verdicts import range_tests
 from cyclical_lr.schedules import Triangular
 
 
@@ -275,11 +276,10 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
                 rows = results.curves[record.run_id]
                 axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=arm.colour, lw=0.6)
                 axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=arm.colour, marker="x", ms=4, gid="diverged")
-    runs = [record for record in results.by_label.get(paper_figure.arms[0], []) if record.status != "failed"]
     for row in shown["bounds"]:
         _bounds(axes, "the paper's bounds", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
-    if runs:
-        found = range_test.find_bounds([range_test.curve_of(run, results.curves[run.run_id]) for run in runs])
+    if tests := range_tests(results, paper_figure.arms[0]):
+        found = range_test.find_bounds(tests)
         _bounds(axes, "bounds by this study's rules", (found.base_lr, found.max_lr), BLUE, "--")
     axes.set_xlim(*shown["axes"]["x_limits"])
     if "y_limits" in shown["axes"]:

@@ -43,7 +43,8 @@ from cyclical_lr.report.figures import (
     seeds_band,
     thousands,
 )
-from cyclical_lr.report.verdicts import Paper, Verdict, read_paper
+from cyclical_lr.report.paper import Paper, read_paper
+from cyclical_lr.report.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ TIMED = ("cifar10_tri2", "cifar10_fixed_25k", "cifar10_fixed", "cifar10_exp", "c
 
 def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
     """Accuracy against minutes of training, from runs of which minutes compare: as many arms as can be had."""
-    groups: dict[tuple[str, int, str, str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for label in TIMED:
         for record in results.by_label.get(label, []):
             if record.status == "done":
@@ -171,7 +172,7 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training, without evaluation")
     axes.set_ylabel("test accuracy (%)")
-    notes = [f"Timed on {device}, {threads} thread{'s' * (threads > 1)}, {engine} engine, {layers} layers."]
+    notes = [f"Timed on {device}, {threads} thread{'s' * (threads != '1')}, {engine} engine, {layers} layers."]
     if otherwise := sum(map(len, groups.values())) - len(groups[clock]):
         left = "1 run is" if otherwise == 1 else f"{otherwise} runs are"
         whole = f", with them all of {'; '.join(elsewhere)}" if elsewhere else ""

@@ -1,4 +1,4 @@
-"""Tables 1 to 4 with ours beside the paper's numbers, the numbers of its running text, and time to target.
+"""Tables 1 to 4 with ours beside the paper's numbers, the numbers of its running text, cost, and time to target.
 
 Policies under one budget are in `budget.py`.
 
@@ -20,8 +20,9 @@ import pandas as pd
 from cyclical_lr.report import statistics
 from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.times import TimeToTarget, common_grid, curves_of, times_to_target
-from cyclical_lr.report.verdicts import NOT_RUN, Paper, Verdict, number
+from cyclical_lr.report.verdicts import NOT_RUN, Verdict, number
 
 DESCRIBED_BY = {
     "table1": ("dataset", "architecture", "policy"),
@@ -41,13 +42,25 @@ TIMES = (
     "remarks",
 )
 """speed_up: this row's median over that of the claim's A; low, high: its bootstrap interval. A miss is inf."""
+RATIOS = ("clr_over_fixed", "adaptive_over_sgd")
+"""What the claims on cost compare (conf/paper/verdicts.yaml, `cost`)."""
+COSTS = (
+    "device",
+    "method",
+    "rounds",
+    "fixed",
+    "clr",
+    *(f"{ratio}{end}" for ratio in RATIOS for end in ("", "_low", "_high")),
+)
+"""fixed, clr: median milliseconds of an iteration at a constant LR and under CLR."""
 
 
 def make_tables(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> dict[str, pd.DataFrame]:
-    """All tables by file name: table1 to table4, text, budget, time_to_target."""
+    """All tables by file name: table1 to table4, text, budget, cost, time_to_target."""
     out = {name: accuracy_table(paper, results, name) for name in DESCRIBED_BY}
     out["table2"] = phases_table(paper, results)
     out["budget"] = budget_table(paper, results)
+    out["cost"] = cost_table(results, verdicts)
     out["time_to_target"] = times_table(paper, results, verdicts)
     return dict(sorted(out.items()))
 
@@ -192,6 +205,29 @@ def _phases(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         {name: phase["schedule"].get(name, math.nan) for name in PHASE[:3]} | {"start": phase["start"], "max_iter": end}
         for phase, end in zip(phases, ends, strict=False)
     ]
+
+
+# Cost -----------------------------------------------------------------------------------------------------------------
+
+
+def cost_table(results: Results, verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """What an iteration takes by method on each machine that benchmarks/solvers.py ran on, and the claims' ratios."""
+    ratios = {
+        (verdict.claim["ratio"], ratio.name): ratio
+        for verdict in verdicts
+        if verdict.claim["rule"] == "cost"
+        for ratio in verdict.ratios
+    }
+    rows = []
+    for benchmark in results.benchmarks:
+        for method, times in benchmark["milliseconds"].items():
+            row = {"device": benchmark["device"], "method": method, "rounds": len(times["fixed"])}
+            row |= {policy: statistics.median(times[policy]) for policy in ("fixed", "clr")}
+            for name in RATIOS:
+                if ratio := ratios.get((name, f"{method} on {benchmark['device']}")):
+                    row |= {name: ratio.value, f"{name}_low": ratio.interval.low, f"{name}_high": ratio.interval.high}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(COSTS))
 
 
 # Time to target -------------------------------------------------------------------------------------------------------

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclical_lr.records import CurveRow
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Results
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
-
-if TYPE_CHECKING:
-    from cyclical_lr.report.verdicts import Paper
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class TimeToTarget:
         return sum(math.isfinite(time) for time in self.times)
 
 
-def measure_times(paper: "Paper", results: Results, claim: Mapping[str, Any]) -> tuple[TimeToTarget, ...]:
+def measure_times(paper: Paper, results: Results, claim: Mapping[str, Any]) -> tuple[TimeToTarget, ...]:
     """The times of a claim's cells to each target of their network, on the evaluations that all of them have."""
     rule = paper.rule("time_to_target")
     shown = [*claim["operands"], *claim.get("beside", [])]
@@ -56,7 +54,7 @@ def measure_times(paper: "Paper", results: Results, claim: Mapping[str, Any]) ->
     return tuple(out)
 
 
-def targets(paper: "Paper", experiment: str) -> list[float]:
+def targets(paper: Paper, experiment: str) -> list[float]:
     """The targets (percent) fixed for the network of an experiment; none where none were."""
     networks = {row.get("experiment"): row["architecture"] for row in paper.rows.values() if "architecture" in row}
     return paper.rule("time_to_target")["targets"].get(networks.get(experiment), [])

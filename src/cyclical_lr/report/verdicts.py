@@ -19,42 +19,18 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cyclical_lr import range_test
-from cyclical_lr.records import ConfigError
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.times import TimeToTarget, measure_times
 
 REPRODUCED, NOT_REPRODUCED, CONTRADICTED = "reproduced", "not reproduced", "contradicted"
 INCONCLUSIVE, NOT_RUN, MEASURED = "inconclusive", "not run", "measured"
-PAPER_FILES = ("table1", "table2", "table3", "table4", "text")
-OPERANDS = {"number": 1, "equal": 2, "greater": 2, "share": 2, "bounds": 1, "cost": 0, "time_to_target": 2}
-
-
-@dataclass(frozen=True)
-class Paper:
-    """conf/paper as data: tables by file name, claims in their order, and the rules of verdicts.yaml."""
-
-    tables: Mapping[str, list[dict[str, Any]]]
-    bounds: Mapping[str, dict[str, Any]]  # what the paper reads off its LR range tests, by id
-    claims: list[dict[str, Any]]
-    verdicts: Mapping[str, Any]
-
-    @cached_property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """The rows of all tables by id, each with the `table` that it is in."""
-        return {row["id"]: {**row, "table": table} for table, rows in self.tables.items() for row in rows}
-
-    def rule(self, name: str) -> Mapping[str, Any]:
-        return self.verdicts["rules"][name]
 
 
 @dataclass(frozen=True)
@@ -109,36 +85,6 @@ class Verdict:
     def remarks(self) -> tuple[str, ...]:
         """Diverged, failed and unmeasured runs, by cell."""
         return tuple(f"{cell.label}: {remark}" for cell in dict.fromkeys(self.cells) for remark in cell.remarks)
-
-
-def read_paper(folder: Path) -> Paper:
-    """Read conf/paper.
-
-    Raises:
-        ConfigError: a claim names a rule or row that is not there, or has the wrong number of operands.
-    """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    names = (*PAPER_FILES, "claims", "verdicts")
-    files = {name: yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), loader) for name in names}
-    paper = Paper(
-        tables={name: files[name]["rows"] for name in PAPER_FILES},
-        bounds={row["id"]: row for row in files["text"]["bounds"]},
-        claims=files["claims"]["claims"],
-        verdicts=files["verdicts"],
-    )
-    for claim in paper.claims:
-        where, rule = f"{folder / 'claims.yaml'}: {claim.get('id')}", claim.get("rule")
-        if rule not in OPERANDS or rule not in paper.verdicts["rules"]:
-            raise ConfigError(f"{where}.rule: expected one of {', '.join(OPERANDS)}, got {rule!r}")
-        if len(claim["operands"]) != OPERANDS[rule]:
-            raise ConfigError(f"{where}.operands: {rule} compares {OPERANDS[rule]}, got {len(claim['operands'])}")
-        known = {"number": [name for name, row in paper.rows.items() if "runs" in row], "bounds": list(paper.bounds)}
-        if rule in known and claim.get("row") not in known[rule]:
-            raise ConfigError(f"{where}.row: expected one of {', '.join(known[rule])}, got {claim.get('row')!r}")
-        if rule == "cost" and claim.get("ratio") not in paper.rule(rule)["limits"]:
-            ratios = ", ".join(paper.rule(rule)["limits"])
-            raise ConfigError(f"{where}.ratio: expected one of {ratios}, got {claim.get('ratio')!r}")
-    return paper
 
 
 def decide(paper: Paper, results: Results) -> list[Verdict]:

@@ -21,13 +21,16 @@ TOP_LEVEL = (
     *("experiment", "seed", "iterations", "eval_every", "engine", "compress", "checkpoint_seconds", "threads"),
     *("results_dir", "runs_dir", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"),
 )
-TRAINER = ("accelerator", "devices", "precision", "emulate_bf16", "strategy")
+TRAINER, MORE_TRAINER = ("accelerator", "devices", "precision"), ("emulate_bf16", "strategy")
 LOGGER = ("kind", "project", "entity", "mode")
-CLUSTER = (
-    *("kind", "snapshot", "partition", "account", "qos", "time", "cpus", "gpus", "memory", "parallel"),
-    *("setup", "sbatch"),
+CLUSTER, MORE_CLUSTER = (
+    ("kind", "snapshot"),
+    ("partition", "account", "qos", "time", "cpus", "gpus", "memory", "parallel", "setup", "sbatch"),
 )
-"""All keys that there are: Hydra takes `+typo=1`, `check` does not. The groups with a `_target_` have its arguments."""
+"""All keys that there are: Hydra takes `+typo=1` and `~eval_every`, `check` does not; those named MORE may be missing.
+
+The groups with a `_target_` have its arguments.
+"""
 
 TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
@@ -51,7 +54,7 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
     name, card = plan["experiment"], None
     if name:
         # Without a folder: what the card itself says of the data, not what lies where it looks for them.
-        card = describe(plain(compose_config(conf, [f"+experiment={name}", "data.root=null"])), 0)
+        card = describe(plain(compose_config(conf, [f"+experiment={name}", "++data.root=null"])), 0)
     return records.label(name or "custom", describe(plan, seeds(plan["seed"])[0]), card)
 
 
@@ -77,13 +80,13 @@ def check(plan: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: unknown key, or a value out of range; names key, value and remedy.
     """
-    _check_keys("", plan, TOP_LEVEL)
     for group in ("model", "data", "solver", "schedule", "trainer", "logger", "cluster"):
         if not isinstance(plan.get(group), Mapping):
             raise ConfigError(f"{group}: expected {group}=NAME, got {plan.get(group)!r}; --help lists the names")
+    _check_keys("", plan, TOP_LEVEL)
     for group in ("model", "data", "solver", "schedule"):
         _check_targets(group, plan[group])
-    _check_keys("trainer", plan["trainer"], TRAINER)
+    _check_keys("trainer", plan["trainer"], TRAINER, MORE_TRAINER)
     _check_keys("logger", plan["logger"], LOGGER)
     _check_cluster(plan["cluster"])
     for key in ("iterations", "eval_every", "compress"):
@@ -132,8 +135,13 @@ def _check_strategy(strategy: Any, seed: Any) -> None:
         raise ConfigError(f"seed: expected one with trainer.strategy=ddp, got {seed!r}; start its ranks once per seed")
 
 
-def _check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
-    allowed = list(allowed)
+def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: Iterable[str] = ()) -> None:
+    given, needed = list(given), list(needed)
+    allowed = [*needed, *more]
+    for key in needed:
+        if key not in given:
+            path = f"{where}.{key}" if where else key
+            raise ConfigError(f"{path}: there is none; give +{path}=VALUE, or no '~{path}'")
     for key in given:
         if key not in allowed:
             path = f"{where}.{key}" if where else key
@@ -152,7 +160,7 @@ def _check_targets(where: str, node: Any) -> None:
         if "_target_" in node:
             target = records.locate(node["_target_"])
             partial = ("_partial_",) if where.startswith("schedule") else ()  # a function of the iteration
-            _check_keys(where, node, ["_target_", "_convert_", *partial, *_keywords(target)])
+            _check_keys(where, node, (), ["_target_", "_convert_", *partial, *_keywords(target)])
             for parameter in inspect.signature(target).parameters.values():
                 if parameter.name in node and parameter.annotation in TYPES:
                     expected, types = TYPES[parameter.annotation]
@@ -168,7 +176,7 @@ def _check_targets(where: str, node: Any) -> None:
 
 
 def _check_cluster(cluster: Mapping[str, Any]) -> None:
-    _check_keys("cluster", cluster, CLUSTER)
+    _check_keys("cluster", cluster, CLUSTER, MORE_CLUSTER)
     for key in ("time", "cpus", "gpus", "memory", "parallel"):
         if cluster.get(key) is not None:
             _check_whole(f"cluster.{key}", cluster[key], 1)

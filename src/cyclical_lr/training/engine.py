@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,15 +37,13 @@ def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
 
     Dropout, stochastic depth and augmentation then depend on (seed, iteration) alone: a run that is continued, or that
     shares its process with other seeds, draws what an unbroken run of its own would. Ranks draw differently, since they
-    have different samples. The mixing is SplitMix64's.
+    have different samples.
     """
-    z = seed * 0x9E3779B97F4A7C15 + iteration * 0xD1B54A32D192ED03 + rank * 0xA24BAED4963EE407 + 0x2545F4914F6CDD1D
-    z &= 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    # One more than the rank: SeedSequence takes (seed, iteration, 0) for (seed, iteration), which an epoch's order has.
+    (word,) = np.random.SeedSequence((seed, iteration, rank + 1)).generate_state(1)
     # As torch.manual_seed does, without its tenth of a millisecond per kind of device that is not there.
     for generator in (torch.default_generator, *torch.cuda.default_generators):
-        generator.manual_seed(z >> 32)  # the CPU's takes 32 bits
+        generator.manual_seed(int(word))  # the CPU's takes 32 bits
 
 
 def reference_step(
@@ -90,7 +89,7 @@ class FastEngine:
 
     Args:
         networks, solvers: one each per run, on one device, in training mode. The solvers take the LR as a tensor
-            (`unsuited`), and neither they nor the networks look at a value of the device's.
+            (`unsuited`), and neither they nor the networks read a value of the device on the host (`.item()`, `if`).
         train_set: maps indices, int64 [batch], to (x, y) on the device.
         lrs: the schedule's value at every iteration.
         loss_sums: 0-dim tensors on the device, one per run, to which each iteration's loss is added.

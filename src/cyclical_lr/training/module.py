@@ -93,6 +93,8 @@ class Classifier(pl.LightningModule):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def training_step(self, block: dict[str, Any], _: int) -> None:
+        if block["start"] != self.iteration:
+            raise RuntimeError(f"the loader is at iteration {block['start']}, the run at {self.iteration}")
         if self._fast is not None:
             self._fast(self.iteration, block["indices"])
             self.iteration += block["indices"].shape[1]

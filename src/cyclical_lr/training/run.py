@@ -184,11 +184,10 @@ def _train(
     data.prepare_data()
     data.setup("fit")
     ddp.check_shares(data.batch_size, len(data.test))
+    _check_fits(plan["model"], data)
     members: list[Member] = []
     for config in configs:
         member = new_member(plan, config, name)
-        if not members:
-            _check_fits(member.network, data)
         if restore_checkpoint(folders[member.run_id], member):
             log.info("%s seed %d continues at iteration %s", name, member.seed, f"{member.iteration:,}")
         members.append(member)
@@ -204,22 +203,20 @@ def _train(
     return out
 
 
-def _check_fits(network: torch.nn.Module, data: Any) -> None:
+def _check_fits(model: Mapping[str, Any], data: Any) -> None:
     """Refuse a network of this study that does not take the set's images before anything is trained."""
-    if not type(network).__module__.startswith(records.PACKAGE) or not hasattr(data, "image_shape"):
+    if records.is_foreign(model) or not hasattr(data, "image_shape"):
         return
-    x = torch.zeros(1, *data.image_shape).to(memory_format=torch.channels_last)
-    network.eval()
     try:
-        with torch.no_grad():
-            network(x)
+        with torch.device("meta"), torch.no_grad():  # shapes alone: nothing is computed, nor compiled
+            network = build(model).eval()
+            network(torch.empty(1, *data.image_shape))
     except (ValueError, RuntimeError) as error:
         shape = " x ".join(map(str, data.image_shape))
         raise ConfigError(
             f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
-            f"{type(network).__name__} ({str(error).splitlines()[0]}); choose the model= for this data="
+            f"{model['_target_'].split('.')[-1]} ({str(error).splitlines()[0]}); or take another model="
         ) from error
-    network.train()
 
 
 def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Member:
@@ -256,6 +253,7 @@ def _train_together(
     device = trainer.strategy.root_device
     engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device)
     device_name = provenance.device_name(device)
+    kernels.begin_run()
     for member, config in zip(members, configs, strict=True):
         member.segments.append(
             {
@@ -264,6 +262,7 @@ def _train_together(
                 "dirty": DIRTY,
                 "device": f"{ddp.ranks()} x {device_name}" if ddp.ranks() > 1 else device_name,
                 "ranks": ddp.ranks(),
+                "threads": torch.get_num_threads(),
                 "engine": engine,
                 "together": len(members),  # runs that share the process, hence the training seconds
                 "started": _now(),
@@ -377,16 +376,17 @@ def summary(record: Record, conf: Path, results: Path) -> str:
     if record.label == record.experiment:  # anything else is not the paper's experiment
         at = {row.iteration: row.test_accuracy for row in curve}
         for number in paper_numbers(conf, record.experiment):
-            ours = at.get(number["iterations"])
+            iteration = number["iterations"] or record.config["iterations"]  # Table 4 gives none: the run's end
+            ours = at.get(iteration)
             beside = "not reached" if ours is None else f"ours there {ours:.2f} %"
-            lines.append(f"  paper  {number['accuracy']} % at {number['iterations']:,} ({number['where']}); {beside}")
+            lines.append(f"  paper  {number['accuracy']} % at {iteration:,} ({number['where']}); {beside}")
     lines.append(f"  wrote  {records.record_path(results, record.run_id)}")
     lines.append(f"         {records.curve_path(results, record.run_id)}")
     return "\n".join(lines)
 
 
 def paper_numbers(conf: Path, experiment: str) -> list[dict[str, Any]]:
-    """The paper's table rows for an experiment: iterations, accuracy in percent, where."""
+    """The paper's table rows for an experiment: iterations or None, accuracy in percent, where."""
     tables = [yaml.safe_load(path.read_text()) for path in sorted((conf / "paper").glob("table*.yaml"))]
     return [row for table in tables for row in table.get("rows", []) if row.get("experiment") == experiment]
 

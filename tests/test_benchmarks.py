@@ -1,4 +1,4 @@
-"""What `make gpu-check` measures, on the CPU: each part runs where there is no GPU too."""
+"""What benchmarks/ measure: each part runs, on the CPU, that of `make gpu-check` too."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu_check
+import report
 import step
+
+from cyclical_lr.report.collect import collect
 
 
 def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
@@ -29,10 +32,11 @@ def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     assert 0 < ratio < 100
 
 
-def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeypatch):
+@pytest.mark.parametrize("precision", [[], ["trainer=cpu_bf16", "trainer.emulate_bf16=true"]], ids=["float32", "bf16"])
+def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeypatch, precision):
     monkeypatch.setattr(step, "CHUNKS", 2)
     small = ["data=cifar10_sample", "data.batch_size=4", "logger=none", "checkpoint_seconds=0"]
-    seconds, chunk, equal = step.measure(small)
+    seconds, chunk, equal = step.measure([*small, *precision])
     assert equal and chunk == 10
     assert set(seconds) == {"run", "bare", "floor", "plain", "module"}
     assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
@@ -43,3 +47,9 @@ def test_without_a_gpu_it_says_so(capsys):
         pytest.skip("there is a GPU")
     assert gpu_check.main([]) == 2
     assert "found none" in capsys.readouterr().err
+
+
+def test_the_runs_that_the_report_is_timed_on_are_taken_for_runs(tmp_path):
+    report.write_runs(tmp_path, ["cifar10_fixed", "cifar10_tri2"], 4)
+    results = collect(tmp_path)
+    assert not results.problems and sorted(results.by_label) == ["cifar10_fixed", "cifar10_tri2"]
