@@ -4,8 +4,9 @@
     python benchmarks/gpu_check.py                        # on the real CIFAR-10
     python benchmarks/gpu_check.py data=cifar10_sample    # without it
 
-Runs the tests of the engine on the GPU (fast equals reference, resume, seeds together) and measures the targets below,
-and how many hours each ImageNet card takes there.
+Runs the tests of the engine on the GPU (fast equals reference, resume, seeds together) and measures the targets (in
+`main`), each with its lowest and highest, how many hours each ImageNet card takes there, and which kernels an iteration
+spends its time in. What fails is written down, and the rest goes on.
 The outcome goes to benchmarks/results/<device>.json. Commit that file: engine=auto takes the fast engine on devices for
 which one with "fast_equals_reference": true is committed, and the reference elsewhere.
 """
@@ -15,7 +16,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from torchvision import transforms
 from cyclical_lr.records import Record, build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import BLOCKS, check_file, reference_step
+from cyclical_lr.training.engine import BLOCKS, FastEngine, check_file, reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member, run
 
@@ -39,12 +41,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
 TESTS = ("tests/training/test_engine.py", "tests/training/test_fast_runs.py")
 TABLE_4 = ("resnet", "sd", "densenet")
-TARGETS = {
-    "run / DataLoader module (it/s)": "at least 10",
-    "cifar10_tri2, 25,000 iterations with evaluation (s)": "under 10",
-    "eight seeds together / one (time)": "under 2",
-    **{f"{card}: bf16 run / float32 DataLoader module (images/s)": "at least 3" for card in TABLE_4},
-}
+TESTING = 240
+"""Seconds that the tests may take."""
 IMAGENET = ("imagenet_alexnet_tri2", "imagenet_googlenet_tri2")
 """One card of each network; what is measured are images per second, which all cards of a network share."""
 
@@ -55,56 +53,113 @@ def main(overrides: list[str]) -> int:
         print(f"error: expected a CUDA GPU that {built}, can use, found none", file=sys.stderr)
         return 2
     device, (commit, dirty) = torch.device("cuda"), provenance.commit()
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "cuda", *TESTS], cwd=REPOSITORY, check=False)
     fast = [*overrides, "trainer=gpu", "engine=fast", "logger=none"]
-    taken, _, equal = measure(fast)
+    passed, taken, equal = tests_pass(), {}, False
+    try:
+        taken, _, equal = measure(fast)
+    except Exception:
+        traceback.print_exc()
     outcome: dict[str, Any] = {
         "device": provenance.device_name(device),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
         "dirty": dirty,
-        "fast_equals_reference": tests.returncode == 0 and equal,
+        "fast_equals_reference": passed and equal,
         "measured": {},
         "imagenet": {},
+        "kernels": {},
         "versions": provenance.versions(),
     }
     file = check_file(device)
     file.parent.mkdir(exist_ok=True)
 
-    def keep(what: str, name: str, value: Any) -> None:
-        """In the file at once: what follows may fail, or be stopped."""
-        outcome[what][name] = value
+    def keep(what: str, name: str, measure: Callable[[], Any]) -> None:
+        """In the file at once: what follows may be stopped."""
+        try:
+            outcome[what][name] = measure()
+        except Exception as error:
+            outcome[what][name] = {"failed": f"{type(error).__name__}: {error}"}
         file.write_text(json.dumps(outcome, indent=1) + "\n")
 
-    def seconds(*more: str) -> float:
+    def ratios(above: str, below: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(taken[above], taken[below], strict=True)])
+
+    def seconds(*more: str) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             where = [f"results_dir={folder}/results", f"runs_dir={folder}/runs"]
             outcomes = run(compose_config(CONF, ["+experiment=cifar10_tri2", *fast, *where, *more]), CONF)
         records = [outcome.record for outcome in outcomes if isinstance(outcome.record, Record)]
-        return max(record.train_seconds + record.eval_seconds for record in records)
+        training, evaluation = (max(getattr(r, f"{what}_seconds") for r in records) for what in ("train", "eval"))
+        return {"value": round(training + evaluation, 3), "evaluation": evaluation}
 
-    def eight_beside_one() -> float:
-        pairs = [(seconds("compress=10", f"seed={list(range(8))}"), seconds("compress=10")) for _ in range(3)]
-        return median(eight / one for eight, one in pairs)
+    def eight_beside_one() -> dict[str, float]:
+        few = "compress=10"
+        pairs = [(seconds(few, f"seed={list(range(8))}"), seconds(few)) for _ in range(3)]
+        return spread([eight["value"] / one["value"] for eight, one in pairs])
 
-    measures: list[Callable[[], float]] = [
-        lambda: median(m / r for m, r in zip(taken["module"], taken["run"], strict=True)),
-        seconds,
-        eight_beside_one,
-        *(partial(images_per_second_ratio, f"cifar10_{card}_lr01", overrides, device) for card in TABLE_4),
-    ]
-    for (name, target), value in zip(TARGETS.items(), measures, strict=True):
-        keep("measured", name, {"value": round(value(), 3), "target": target})
+    def images_per_second(card: str) -> dict[str, float]:
+        return spread(images_per_second_ratios(f"cifar10_{card}_lr01", overrides, device))
+
+    measures: dict[str, Callable[[], dict[str, float]]] = {
+        **{f"run / {other} (time)": partial(ratios, "run", other) for other in ("bare", "floor", "plain")},
+        "run / DataLoader module (it/s), at least 10": partial(ratios, "module", "run"),
+        "cifar10_tri2, 25,000 iterations with evaluation (s), under 10": seconds,
+        "the same in bf16 (s)": partial(seconds, "trainer=gpu_bf16"),
+        "eight seeds together / one (time), under 2": eight_beside_one,
+        **{
+            f"{card}: bf16 run / float32 DataLoader module (images/s), at least 3": partial(images_per_second, card)
+            for card in TABLE_4
+        },
+    }
+    for name, measured in measures.items():
+        keep("measured", name, measured)
     for name in IMAGENET:
-        keep("imagenet", name, imagenet_hours(name, device))
+        keep("imagenet", name, partial(imagenet_hours, name, device))
+    keep("kernels", "microseconds of an iteration", lambda: kernels([*overrides, "trainer=gpu"], device))
     print(json.dumps(outcome, indent=1))
     print(f"wrote {file}")
     return int(not outcome["fast_equals_reference"])
 
 
-def images_per_second_ratio(
+def tests_pass() -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", *TESTS]
+    try:
+        return subprocess.run(command, cwd=REPOSITORY, check=False, timeout=TESTING).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {name: round(of(values), 3) for name, of in (("value", median), ("lowest", min), ("highest", max))}
+
+
+def kernels(overrides: list[str], device: torch.device, most: int = 15) -> dict[str, float]:
+    """The kernels in which the steps of cifar10_tri2 spend most of a device's time: microseconds of an iteration."""
+    plan = plain(compose_config(CONF, ["+experiment=cifar10_tri2", *overrides]))
+    config = describe(plan, seed=0)
+    data = build(plan["data"])
+    data.prepare_data()
+    data.setup("fit")
+    member, block = new_member(plan, config, "run"), BLOCKS["fast"]
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    network, images = member.network.to(device), data.train.to(device)
+    engine = FastEngine([network], [member.solver], images, learning_rates(config).tolist(), [total])
+    indices = data.indices(0, 0, 2 * block)[None].to(device)
+    engine(0, indices[:, :block])
+    with torch.profiler.profile() as profile:
+        engine(block, indices[:, block:])
+        now(device)
+    on_gpu = device.type == "cuda"
+    spent = {
+        row.key: row.self_device_time_total if on_gpu else row.self_cpu_time_total for row in profile.key_averages()
+    }
+    top = sorted(spent, key=lambda name: -spent[name])[:most]
+    return {"all": round(sum(spent.values()) / block, 1), **{name: round(spent[name] / block, 1) for name in top}}
+
+
+def images_per_second_ratios(
     experiment: str, overrides: list[str], device: torch.device, blocks: int = 5, batches: int = 60, rounds: int = 3
-) -> float:
+) -> list[float]:
     """Table 4's recipe: our run in bf16 beside the usual float32 one with a DataLoader, alternating.
 
     Args:
@@ -112,7 +167,7 @@ def images_per_second_ratio(
         batches: that the usual one goes through, likewise.
     """
     iterations, first = blocks * BLOCKS["fast"], BLOCKS["fast"]
-    options = ["trainer=gpu_bf16", *overrides, "logger=none", f"iterations={iterations}"]
+    options = ["trainer=gpu_bf16", *overrides, "logger=none", f"iterations={iterations}", "data.holdout=0"]
     plan = plain(compose_config(CONF, [f"+experiment={experiment}", *options]))
     config = describe(plan, seed=0)
     data = build(plan["data"])
@@ -137,9 +192,8 @@ def images_per_second_ratio(
             silent: dict[str, Any] = {"enable_model_summary": False, "logger": False, "enable_checkpointing": False}
             silent |= {"accelerator": device.type, "devices": 1, "limit_train_batches": batches}
             pl.Trainer(**quiet, **silent).fit(usual, loader)
-            ours, theirs = clock.seconds / (iterations - first), usual.seconds / (batches - usual.WARM_UP)
-            ratios.append(theirs / ours)
-    return median(ratios)
+            ratios.append(usual.seconds / (clock.seconds / (iterations - first)))
+    return ratios
 
 
 def imagenet_hours(

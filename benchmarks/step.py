@@ -89,9 +89,10 @@ class PlainModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, number: int) -> None:
         if number + 1 == self.WARM_UP:
             self.since = now(self.device)
+        self.timed = number + 1 - self.WARM_UP
 
     def on_train_epoch_end(self) -> None:
-        self.seconds = now(self.device) - self.since
+        self.seconds = (now(self.device) - self.since) / self.timed  # a batch; a small set has fewer than asked for
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.001, momentum=0.9, weight_decay=0.004)
@@ -210,7 +211,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
         options |= {"enable_checkpointing": False, "default_root_dir": folder, "max_epochs": 1}
         pl.Trainer(accelerator=device.type, devices=1, limit_train_batches=batches, **options).fit(module, loader)
         time.sleep(1)  # while the workers fetch on until their queues are full: not in the others' time
-        return module.seconds
+        return module.seconds * chunk
 
     others = {
         "bare": timed(bare_step),
@@ -245,7 +246,7 @@ def main() -> None:
         print(__doc__)
         return
     seconds, chunk, equal = measure(sys.argv[1:])
-    device = torch.device("cuda" if torch.cuda.is_available() and "trainer=gpu" in sys.argv else "cpu")
+    device = torch.device("cuda" if any(given.startswith("trainer=gpu") for given in sys.argv) else "cpu")
     print(f"{provenance.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(
         f"{CHUNKS - 1} chunks of {chunk} iterations each, alternating; run and bare ended with equal weights: {equal}"

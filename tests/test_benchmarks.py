@@ -1,6 +1,8 @@
 """What benchmarks/ measure: each part runs, on the CPU, that of `make gpu-check` too."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ import report
 import step
 
 from cyclical_lr.report.collect import collect
+from cyclical_lr.training.run import Outcome
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def test_an_imagenet_cards_hours_follow_from_the_measured_rate(monkeypatch):
@@ -28,8 +33,14 @@ def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     monkeypatch.setitem(gpu_check.BLOCKS, "fast", 2)
     small = ["trainer=cpu", "data=cifar10_sample", "model.depth=8", "data.batch_size=8"]
     cpu = torch.device("cpu")
-    ratio = gpu_check.images_per_second_ratio("cifar10_resnet_lr01", small, cpu, blocks=2, batches=3, rounds=1)
+    (ratio,) = gpu_check.images_per_second_ratios("cifar10_sd_lr01", small, cpu, blocks=2, batches=3, rounds=1)
     assert 0 < ratio < 100
+
+
+def test_the_kernels_of_an_iteration_are_listed(monkeypatch):
+    monkeypatch.setitem(gpu_check.BLOCKS, "fast", 2)
+    spent = gpu_check.kernels(["data=cifar10_sample", "data.batch_size=4"], torch.device("cpu"), most=3)
+    assert next(iter(spent)) == "all" and len(spent) == 4 and spent["all"] > list(spent.values())[1] > 0
 
 
 @pytest.mark.parametrize("precision", [[], ["trainer=cpu_bf16", "trainer.emulate_bf16=true"]], ids=["float32", "bf16"])
@@ -40,6 +51,37 @@ def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeyp
     assert equal and chunk == 10
     assert set(seconds) == {"run", "bare", "floor", "plain", "module"}
     assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
+
+
+def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    taken = {name: [1.0, 2.0] for name in ("run", "bare", "floor", "plain")} | {"module": [10.0, 30.0]}
+    record = replace(next(iter(collect(RESULTS).records.values())), train_seconds=8.0, eval_seconds=1.5)
+    for name, stub in {
+        "torch.cuda.is_available": lambda: True,
+        "measure": lambda _: (taken, 10, True),
+        "tests_pass": lambda: True,
+        "check_file": lambda _: tmp_path / "results" / "a_gpu.json",
+        "run": lambda *_: [Outcome("", record, True)],
+        "images_per_second_ratios": lambda *_: [3.0, 5.0, 4.0],
+        "imagenet_hours": fails,
+        "kernels": lambda *_: {"all": 1.0},
+    }.items():
+        monkeypatch.setattr(gpu_check if "." not in name else torch.cuda, name.rpartition(".")[2], stub)
+    monkeypatch.setattr(gpu_check.provenance, "device_name", lambda _: "a gpu")
+    monkeypatch.setattr(gpu_check.provenance, "versions", dict)
+    assert gpu_check.main([]) == 0
+    written = json.loads((tmp_path / "results" / "a_gpu.json").read_text())
+    assert written["fast_equals_reference"] and written["device"] == "a gpu"
+    by_name = {name.partition(",")[0]: found for name, found in written["measured"].items()}
+    assert by_name["run / DataLoader module (it/s)"] == {"value": 12.5, "lowest": 10.0, "highest": 15.0}
+    assert by_name["cifar10_tri2"] == {"value": 9.5, "evaluation": 1.5}
+    assert by_name["eight seeds together / one (time)"]["value"] == 1.0
+    assert by_name["sd: bf16 run / float32 DataLoader module (images/s)"]["highest"] == 5.0
+    assert all(found == {"failed": "RuntimeError: out of memory"} for found in written["imagenet"].values())
+    assert written["kernels"] == {"microseconds of an iteration": {"all": 1.0}}
 
 
 def test_without_a_gpu_it_says_so(capsys):

@@ -120,7 +120,7 @@ class CaffeSGD(Solver):
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
         velocities = self.history("velocity", params)
         torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, torch._foreach_mul(grads, group["lr"]))
+        torch._foreach_add_(velocities, torch._foreach_mul(grads, _of_type(group["lr"], grads)))
         return velocities
 
 
@@ -138,7 +138,7 @@ class CaffeNesterov(CaffeSGD):
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
         velocities = self.history("velocity", params)
-        steps = torch._foreach_mul(grads, group["lr"])
+        steps = torch._foreach_mul(grads, _of_type(group["lr"], grads))
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, steps)
         torch._foreach_add_(steps, velocities, alpha=group["momentum"])
@@ -271,7 +271,7 @@ class CaffeAdaDelta(Solver):
         torch._foreach_sqrt_(ratios)
         torch._foreach_mul_(ratios, grads)
         _decay_squares(updates_squares, ratios, momentum)
-        torch._foreach_mul_(ratios, group["lr"])
+        torch._foreach_mul_(ratios, _of_type(group["lr"], ratios))
         return ratios
 
 
@@ -303,7 +303,7 @@ class TorchSGD(Solver):
         torch._foreach_add_(velocities, grads)
         if group["nesterov"]:
             velocities = torch._foreach_add(grads, velocities, alpha=group["momentum"])
-        return torch._foreach_mul(velocities, group["lr"])
+        return torch._foreach_mul(velocities, _of_type(group["lr"], velocities))
 
 
 def caffe_sgd(model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0, multipliers: bool = True) -> CaffeSGD:
@@ -376,6 +376,11 @@ def _check_decay(key: str, value: float) -> None:
         raise ValueError(f"solver.{key}: expected a number in [0, 1), got {value}")
 
 
+def _of_type(lr: float | Tensor, tensors: Tensors) -> float | Tensor:
+    """The LR in the tensors' own type, as rounded in the product anyway: on a GPU one kernel then scales them all."""
+    return lr.to(tensors[0].dtype) if isinstance(lr, Tensor) else lr
+
+
 def _decay_squares(squares: list[Tensor], values: Tensors, decay: float) -> None:
     torch._foreach_mul_(squares, decay)
     torch._foreach_addcmul_(squares, values, values, 1 - decay)
@@ -386,5 +391,5 @@ def _over_roots(values: list[Tensor], squares: list[Tensor], delta: float, lr: f
     roots = torch._foreach_sqrt(squares)
     torch._foreach_add_(roots, delta)
     updates = torch._foreach_div(values, roots)
-    torch._foreach_mul_(updates, lr)
+    torch._foreach_mul_(updates, _of_type(lr, updates))
     return updates

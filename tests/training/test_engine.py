@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from small_runs import WithDropout
+from torch.nn import functional as F
 
 from cyclical_lr.data.cifar import ImageSet
 from cyclical_lr.models.cifar10_full import Cifar10Full
@@ -26,6 +27,7 @@ from cyclical_lr.solvers import (
     caffe_nesterov,
     caffe_rmsprop,
     caffe_sgd,
+    set_lr,
     torch_sgd,
 )
 from cyclical_lr.training.engine import (
@@ -63,7 +65,7 @@ CAFFES = {
 SOLVERS = {**CAFFES, "torch_sgd": functools.partial(torch_sgd, momentum=0.9, nesterov=True)}
 PAIRS = [
     *itertools.product(("cifar10_full", "cifar10_sigmoid", "cifar10_sigmoid_bn"), CAFFES),
-    *itertools.product(("resnet", "stochastic_depth", "densenet", "with_dropout"), ("torch_sgd",)),
+    *itertools.product(("cifar10_full", "resnet", "stochastic_depth", "densenet", "with_dropout"), ("torch_sgd",)),
     ("densenet_caffe", "nesterov"),
 ]
 
@@ -102,7 +104,7 @@ def assert_same(networks, solvers, others, other_solvers, tolerance: float) -> N
 
 def check_equal(
     network: str, solver: str, device: str, augment: str = "none", adapt: Callable[[FastEngine], None] = lambda _: None
-) -> None:
+) -> None:  # in the precision of the caller's autocast
     """Twelve iterations of two seeds on both engines: the same weights, the same state of the solvers, bit for bit."""
     networks, solvers = make_runs(network, solver, device)
     others, other_solvers = make_runs(network, solver, device)
@@ -134,6 +136,52 @@ def check_equal(
 @pytest.mark.parametrize(("network", "solver"), PAIRS)
 def test_blocks_of_the_fast_engine_leave_what_single_reference_steps_leave(network, solver, device):
     check_equal(network, solver, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("network", "solver"),
+    [("cifar10_full", "sgd"), ("cifar10_sigmoid_bn", "sgd"), *(pair for pair in PAIRS if pair[1] == "torch_sgd")],
+)
+def test_in_bf16_too(network, solver, device):
+    with torch.autocast(device, torch.bfloat16, cache_enabled=False):  # as Lightning's
+        check_equal(network, solver, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "with_dropout"])
+def test_a_device_computes_what_the_cpu_does(network, device):
+    (ours,), _ = make_runs(network, "sgd", device, seeds=(0,))
+    (theirs,), _ = make_runs(network, "sgd", "cpu", seeds=(0,))
+    losses = []
+    for model, where in ((ours, device), (theirs, "cpu")):
+        x, y = images(where)(torch.arange(32, device=where))
+        if getattr(model, "stochastic", False):  # devices draw differently
+            model.eval()
+        losses.append(F.cross_entropy(model(x), y))
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4)
+    for (name, ours_), theirs_ in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        distance = (ours_.grad.cpu() - theirs_.grad).norm() / theirs_.grad.norm()
+        assert distance < 1e-2, f"{name}: {distance}"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_computes_on_a_device_what_it_does_on_the_cpu(solver, device):
+    generator, ended = torch.Generator().manual_seed(0), []
+    steps = [torch.randn(5, 4, generator=generator) for _ in LRS]
+    for where in (device, "cpu"):
+        layer = torch.nn.Linear(4, 5, bias=False).to(where)
+        torch.nn.init.constant_(layer.weight, 0.5)
+        optimizer = SOLVERS[solver](layer, weight_decay=0.004)
+        for lr, gradient in zip(LRS, steps, strict=True):
+            set_lr(optimizer, torch.tensor(lr, dtype=torch.float64, device=where))
+            layer.weight.grad = gradient.clone().to(where)
+            optimizer.step()
+        ended.append(layer.weight.detach().cpu())
+    assert not torch.equal(ended[1], torch.full((5, 4), 0.5))
+    torch.testing.assert_close(*ended, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

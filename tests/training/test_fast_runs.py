@@ -36,6 +36,14 @@ def test_a_fast_run_ends_with_the_bits_of_the_reference(tmp_path, train_in, on):
     assert_same_bits(tmp_path / "fast", tmp_path / "reference", outcome.run_id)
 
 
+def test_in_bf16_it_does_so_too(tmp_path, train_in):
+    bf16 = ("trainer=cpu_bf16", "trainer.emulate_bf16=true")
+    (outcome,) = train_in("fast", *LONG, *bf16, "engine=fast")
+    train_in("reference", *LONG, *bf16, "engine=reference")
+    assert outcome.record.engine == "fast" and outcome.record.precision == "bf16"
+    assert_same_bits(tmp_path / "fast", tmp_path / "reference", outcome.run_id)
+
+
 def test_a_run_may_change_its_engine_where_it_was_cut(tmp_path, train_in, on):
     (reference,) = train_in("straight", *LONG, on, "engine=reference")
     with cut(batch=8), pytest.raises(PowerCut):

@@ -1,5 +1,6 @@
 """One iteration of training: the readable reference, and the fast engine that must equal it."""
 
+import gc
 import json
 import logging
 import re
@@ -121,6 +122,7 @@ class FastEngine:
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self.streams: list[torch.cuda.Stream] = []
         if self.device.type == "cuda":
+            gc.collect()  # a graph of before that is freed while another is captured spoils it
             # All graphs read one copy of the generator's state: runs that draw numbers take turns.
             count = 1 if seeds else len(self.runs)
             self.streams = [torch.cuda.Stream(self.device) for _ in range(count)] * (len(self.runs) // count)

@@ -196,6 +196,9 @@ class Classifier(pl.LightningModule):
             seeds = [member.seed for member in self.members] if self.draws else []
             self._fast = FastEngine(list(self.networks), solvers, self.train_set, self.lrs, self._loss_sums, seeds)
 
+    def on_fit_end(self) -> None:
+        self._fast = None  # with its graphs, not whenever the garbage collector comes to it
+
     def on_train_epoch_start(self) -> None:
         self.start_clock()
 
