@@ -21,24 +21,22 @@ import sys
 import time
 from pathlib import Path
 
-from cyclical_lr import command_line
-
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = command_line.cores()
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("dest", metavar="DEST", type=Path)
-    parser.add_argument("--workers", metavar="N", type=int, default=cores, help=f"processes (default {cores}: cores)")
+    parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one per core)")
     parser.add_argument("--val-labels", metavar="FILE", type=Path, help="classes of a val/ without class folders")
     args = parser.parse_args(arguments)
 
-    from cyclical_lr.data.prepare import prepare  # imported here: --help stays quick
+    from cyclical_lr import command_line  # imported here: --help stays quick
+    from cyclical_lr.data.prepare import prepare
     from cyclical_lr.records import ConfigError
 
-    started = time.monotonic()
+    started, workers = time.monotonic(), command_line.cores() if args.workers is None else args.workers
     try:
-        done = prepare(args.source, args.dest, args.workers, args.val_labels)
+        done = prepare(args.source, args.dest, workers, args.val_labels)
     except ConfigError as error:
         return command_line.refuse(str(error))
     except KeyboardInterrupt:
@@ -48,7 +46,7 @@ def main(arguments: list[str]) -> int:
     seconds = time.monotonic() - started
     actions = [problem.action for problem in done.problems]
     print(f"{done.images['train']} training and {done.images['val']} validation images of {done.classes} classes")
-    print(f"  written {done.written}, kept from before {done.kept}, in {seconds:.0f} s ({args.workers} workers)")
+    print(f"  written {done.written}, kept from before {done.kept}, in {seconds:.0f} s ({workers} workers)")
     print(f"  problems: {actions.count('converted')} converted, {actions.count('skipped')} skipped", end="")
     print(f", listed in {args.dest / 'problems.csv'}" if actions else "")
     if done.without_images:

@@ -86,7 +86,8 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
     inside = float(np.clip(difference, -limit, limit))
     face = colour if finding.verdict in FILLED else "white"
     axes.plot(inside, y, marker=MARKERS[rule], ms=3.5, color=colour or GREY, mfc=face, mew=0.8, clip_on=False, zorder=3)
-    remark = f"{difference:+.2f} ({finding.n})"
+    beyond = "" if inside == difference else " ←" if difference < 0 else " →"
+    remark = f"{difference:+.2f} ({finding.n}){beyond}"
     axes.annotate(remark, (1.04, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
 
 

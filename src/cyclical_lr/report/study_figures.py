@@ -366,7 +366,7 @@ FIGURES = {
     ),
     "verdicts": StudyFigure(
         "Every claim that compares accuracies and has runs: the difference, its interval and the margin of its rule, "
-        "coloured by verdict. Rows are named as in results/claims.md.",
+        "coloured by verdict; an arrow where it lies beyond the axis. Rows are named as in results/claims.md.",
         "python scripts/study.py +study=table1_cifar",
         _verdicts,
     ),
