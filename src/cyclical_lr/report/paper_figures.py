@@ -245,14 +245,14 @@ def _plot(
 
 
 def _paper_number(axes: Axes, row: Mapping[str, Any]) -> None:
-    """A star at the row's iteration; where the paper gives none, a line across with the number on it."""
+    """A star at the row's iteration; where the paper gives none, a line across with the number at its end."""
     colour, accuracy = ARMS[row["experiment"]].colour, row["accuracy"]
     if row["iterations"] is not None:
         axes.plot(row["iterations"], accuracy, color=colour, **TABLE)
         return
     axes.axhline(accuracy, color=colour, ls=(0, (1, 3)), lw=0.9, zorder=1)
-    text: Any = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 6, "color": colour}
-    axes.annotate(f"paper: {accuracy} %, iteration not given", (0.99, accuracy), **text)
+    text: Any = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 6, "color": colour}
+    axes.annotate(f"paper:\n{accuracy} %,\niteration\nnot given", (1.02, accuracy), **text)
 
 
 # Accuracy against LR --------------------------------------------------------------------------------------------------
