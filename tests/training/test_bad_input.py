@@ -140,3 +140,8 @@ def test_bf16_on_a_cpu_that_emulates_it_is_refused_with_the_reason_and_a_way_out
     with pytest.raises(ConfigError, match=r"trainer\.precision.*emulated.*trainer\.emulate_bf16=true"):
         train("trainer=cpu_bf16")
     assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_choice_of_the_networks_is_not_taken_for_the_sets_size(train):
+    with pytest.raises(ConfigError, match=r"^model\.lrn: expected"):
+        train("model.lrn=typo")

@@ -207,16 +207,16 @@ def _check_fits(model: Mapping[str, Any], data: Any) -> None:
     """Refuse a network of this study that does not take the set's images before anything is trained."""
     if records.is_foreign(model) or not hasattr(data, "image_shape"):
         return
-    try:
-        with torch.device("meta"), torch.no_grad():  # shapes alone: nothing is computed, nor compiled
-            network = build(model).eval()
-            network(torch.empty(1, *data.image_shape))
-    except (ValueError, RuntimeError) as error:
-        shape = " x ".join(map(str, data.image_shape))
-        raise ConfigError(
-            f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
-            f"{model['_target_'].split('.')[-1]} ({str(error).splitlines()[0]}); or take another model="
-        ) from error
+    with torch.device("meta"), torch.no_grad():  # shapes alone: nothing is computed, nor compiled
+        network, x = build(model).eval(), torch.empty(1, *data.image_shape)
+        try:
+            network(x)
+        except (ValueError, RuntimeError) as error:
+            shape = " x ".join(map(str, data.image_shape))
+            raise ConfigError(
+                f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
+                f"{type(network).__name__} ({str(error).splitlines()[0]}); take another model= or data="
+            ) from error
 
 
 def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Member:
