@@ -33,7 +33,7 @@ from torchvision import transforms
 from cyclical_lr.records import Record, build, learning_rates
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import BLOCKS, FastEngine, check_file, reference_step
+from cyclical_lr.training.engine import BLOCKS, FastEngine, check_file, exact_arithmetic, layout, reference_step
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member, run
 
@@ -93,7 +93,7 @@ def main(overrides: list[str]) -> int:
         return {"value": round(training + evaluation, 3), "evaluation": evaluation}
 
     def eight_beside_one() -> dict[str, float]:
-        few = "compress=10"
+        few = "compress=20"
         pairs = [(seconds(few, f"seed={list(range(8))}"), seconds(few)) for _ in range(3)]
         return spread([eight["value"] / one["value"] for eight, one in pairs])
 
@@ -140,10 +140,12 @@ def kernels(overrides: list[str], device: torch.device, most: int = 15) -> dict[
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
-    member, block = new_member(plan, config, "run"), BLOCKS["fast"]
+    member, block, lrs = new_member(plan, config, "run"), BLOCKS["fast"], learning_rates(config)
+    module = Classifier([member], data.train, data.test, lrs).to(device)
+    module.lay_out(layout(device, plan["trainer"]["precision"]))
+    exact_arithmetic()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    network, images = member.network.to(device), data.train.to(device)
-    engine = FastEngine([network], [member.solver], images, learning_rates(config).tolist(), [total])
+    engine = FastEngine([member.network], [member.solver], partial(module.batch, data.train), lrs.tolist(), [total])
     indices = data.indices(0, 0, 2 * block)[None].to(device)
     engine(0, indices[:, :block])
     with torch.profiler.profile() as profile:
@@ -205,13 +207,17 @@ def imagenet_hours(
     """
     plan = plain(compose_config(CONF, [f"+experiment={experiment}", "data.root=null"]))
     batch = batch_size or plan["data"]["batch_size"]
-    network = build(plan["model"]).to(device, memory_format=torch.channels_last).train()
+    network = build(plan["model"]).to(device).train()
     solver = build(plan["solver"], network)
     side = {"alexnet": 227, "googlenet": 224}[experiment.split("_")[1]]
-    x = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, side, side, device=device)
     y = torch.randint(plan["data"]["num_classes"], (batch,), device=device)
     out: dict[str, dict[str, float]] = {}
-    for precision in ("float32", "bf16"):
+    exact_arithmetic()
+    for precision, lightnings in (("float32", "32-true"), ("bf16", "bf16-mixed")):
+        form = layout(device, lightnings)
+        network.to(memory_format=form)
+        x = x.contiguous(memory_format=form)
         for iteration in range(-PlainModule.WARM_UP, iterations):
             if iteration == 0:
                 start = now(device)

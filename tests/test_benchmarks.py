@@ -45,7 +45,7 @@ def test_the_kernels_of_an_iteration_are_listed(monkeypatch):
 
 @pytest.mark.parametrize("precision", [[], ["trainer=cpu_bf16", "trainer.emulate_bf16=true"]], ids=["float32", "bf16"])
 def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeypatch, precision):
-    monkeypatch.setattr(step, "CHUNKS", 2)
+    monkeypatch.setitem(step.CHUNKS, "cpu", 2)
     small = ["data=cifar10_sample", "data.batch_size=4", "logger=none", "checkpoint_seconds=0"]
     seconds, chunk, equal = step.measure([*small, *precision])
     assert equal and chunk == 10

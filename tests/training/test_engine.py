@@ -35,6 +35,7 @@ from cyclical_lr.training.engine import (
     check_file,
     choose_engine,
     exact_arithmetic,
+    layout,
     reference_step,
     seed_step,
     unsuited,
@@ -187,6 +188,12 @@ def test_a_solver_computes_on_a_device_what_it_does_on_the_cpu(solver, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_augmented_images_are_those_of_the_reference(device):
     check_equal("resnet", "torch_sgd", device, "crop_flip")
+
+
+def test_channels_stand_last_but_in_float32_on_a_gpu():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert layout(gpu, "32-true") == torch.contiguous_format
+    assert {layout(gpu, "bf16-mixed"), layout(cpu, "32-true"), layout(cpu, "bf16-mixed")} == {torch.channels_last}
 
 
 def test_a_step_is_seeded_as_by_torch():

@@ -11,7 +11,11 @@ import torch
 from small_runs import PowerCut, assert_same_bits, cut, records_in, train
 
 from cyclical_lr.records import ConfigError
+from cyclical_lr.solvers import CaffeSGD
+from cyclical_lr.training.engine import FastEngine
 from cyclical_lr.training.run import Outcome
+
+step = FastEngine._step
 
 TRAINERS = ["cpu", *(["gpu", "gpu_bf16"] if torch.cuda.is_available() else [])]
 LONG = ("iterations=26", "eval_every=8")
@@ -85,6 +89,28 @@ def test_a_seed_that_diverges_in_a_fast_group_leaves_the_others_alone(tmp_path, 
     assert [outcome.record.status for outcome in together] == ["done", "diverged"]
     train_in("solo", *LONG, on, "engine=reference", "seed=0", explodes)
     assert_same_bits(tmp_path / "together", tmp_path / "solo", together[0].run_id)
+
+
+def test_a_run_with_its_channels_first_has_the_same_bits_on_both_engines_and_goes_on_from_one_with_them_last(
+    monkeypatch, tmp_path, train_in
+):
+    """As on a GPU in float32, where others are trained on a CPU."""
+    with cut(batch=8), pytest.raises(PowerCut):
+        train_in("moved", *LONG, "engine=reference", "checkpoint_seconds=0")
+    formats = set()
+
+    def look(self: CaffeSGD, *_: object) -> list[torch.Tensor]:
+        velocities = [state["velocity"] for state in self.state.values()]
+        formats.update(v.is_contiguous() for v in [*self.param_groups[0]["params"], *velocities] if v.dim() == 4)
+
+    monkeypatch.setattr("cyclical_lr.training.module.layout", lambda *_: torch.contiguous_format)
+    monkeypatch.setattr(FastEngine, "_step", lambda *given: look(given[0].runs[given[1]][1]) or step(*given))
+    train_in("fast", *LONG, "engine=fast")
+    (reference,) = train_in("reference", *LONG, "engine=reference")
+    assert_same_bits(tmp_path / "fast", tmp_path / "reference", reference.run_id)
+    (moved,) = train_in("moved", *LONG, "engine=fast")
+    assert moved.record.segments[1]["iteration"] == 8 and formats == {True}
+    assert moved.record.test_accuracy == pytest.approx(reference.record.test_accuracy, abs=1)
 
 
 def test_auto_is_the_reference_where_no_check_of_the_device_is_committed(train_in):

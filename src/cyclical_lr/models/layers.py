@@ -86,14 +86,16 @@ def caffe_layer(layer: L, weight: Param, bias: Param | None = None, init: str = 
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, in value and gradient; on a CPU, the bias's gradient is a sum of its own.
+    """nn.Conv2d, in value and gradient; in float32, the bias's gradient is a sum of its own.
 
-    oneDNN, by which PyTorch convolves there, computes it along with the weight's, and both take longer: at least 3 % of
-    an iteration of cifar10_full in float32 (benchmarks/README.md).
+    On a CPU, oneDNN computes it along with the weight's, and both take longer: at least 3 % of an iteration of
+    cifar10_full. On a GPU, PyTorch's sum over images and pixels at once takes 8 % of one, where the channels stand
+    before the pixels (benchmarks/README.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and self.bias is not None and not torch.is_autocast_enabled("cpu"):
+        device = x.device.type
+        if device in ("cpu", "cuda") and self.bias is not None and not torch.is_autocast_enabled(device):
             return _Convolve.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return super().forward(x)
 
@@ -113,7 +115,10 @@ class _Convolve(torch.autograd.Function):
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             *(dy, x, weight, None, *options, False, [0, 0], groups, [*ctx.needs_input_grad[:2], False])
         )
-        return dx, dweight, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, *[None] * len(ctx.options)
+        dbias = None
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum((0, 2, 3)) if dy.device.type == "cpu" else dy.sum((2, 3)).sum(0)
+        return dx, dweight, dbias, *[None] * len(ctx.options)
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -33,6 +33,16 @@ def exact_arithmetic() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def layout(device: torch.device, precision: str) -> torch.memory_format:
+    """How images and weights of a run lie in memory; `precision` is Lightning's.
+
+    Channels last, but for float32 on a GPU: cuDNN's convolutions without TF32 want the channels first, and would have
+    them rearranged at each call (benchmarks/README.md).
+    """
+    first = device.type == "cuda" and precision == "32-true"
+    return torch.contiguous_format if first else torch.channels_last
+
+
 def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
     """Seed torch's global generators for one iteration of a run that draws numbers while it trains.
 
@@ -107,7 +117,7 @@ class FastEngine:
         self,
         networks: Sequence[nn.Module],
         solvers: Sequence[Optimizer],
-        train_set: nn.Module,
+        train_set: Callable[[Tensor], tuple[Tensor, Tensor]],
         lrs: Sequence[float],
         loss_sums: Sequence[Tensor],
         seeds: Sequence[int] = (),

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from cyclical_lr.records import CurveRow
 from cyclical_lr.training import ddp
-from cyclical_lr.training.engine import FastEngine, reference_step, seed_step
+from cyclical_lr.training.engine import FastEngine, layout, reference_step, seed_step
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Classifier(pl.LightningModule):
         self.top5 = bool(getattr(test_set, "top5", False))
         self.draws = any(getattr(module, "stochastic", False) for module in self.modules())
         self.engine = engine
+        self.layout = torch.channels_last
         self.iteration = members[0].iteration
         self.last_loss = math.nan  # mean training loss since the last evaluation, for people to watch
         self._loss_sums = [torch.tensor(member.loss_sum, dtype=torch.float64) for member in members]
@@ -86,6 +88,24 @@ class Classifier(pl.LightningModule):
         # Ranks have the images already: DDP is not to send them.
         images = [name for name, _ in self.named_buffers() if name.startswith(("train_set.", "test_set."))]
         self._ddp_params_and_buffers_to_ignore = images
+
+    def setup(self, stage: str) -> None:
+        self.lay_out(layout(self.trainer.strategy.root_device, str(self.trainer.precision)))
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Rearrange weights, and what the solvers keep of each, which may come from a run on another device."""
+        self.layout = memory_format
+        self.networks.to(memory_format=memory_format)  # type: ignore[call-overload]
+        for member in self.members:
+            for state in member.solver.state.values():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.dim() == 4:
+                        state[name] = value.contiguous(memory_format=memory_format)
+
+    def batch(self, images: nn.Module, *which: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
+        """What a set has of these, laid out as the weights are."""
+        x, y = images(*which, **more)
+        return x.contiguous(memory_format=self.layout), y
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [member.solver for member in self.members]
@@ -117,7 +137,7 @@ class Classifier(pl.LightningModule):
                 if not member.diverged:
                     if self.draws:
                         seed_step(member.seed, self.iteration, ddp.rank())
-                    x, y = self.train_set(**{name: values[m, j] for name, values in streams.items()})
+                    x, y = self.batch(self.train_set, **{name: values[m, j] for name, values in streams.items()})
                     loss = reference_step(member.network, member.solver, x, y, lr, backward)
                     self._loss_sums[m] += ddp.mean(loss)
                     member.loss_count += 1
@@ -153,7 +173,7 @@ class Classifier(pl.LightningModule):
         self._tested = torch.zeros(len(self.members), 3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Tensor | dict[str, Any], _: int) -> None:
-        x, y = self.test_set(**batch) if isinstance(batch, dict) else self.test_set(batch)
+        x, y = self.batch(self.test_set, **batch) if isinstance(batch, dict) else self.batch(self.test_set, batch)
         for m, network in enumerate(self.networks):
             logits = network(x).float()
             self._tested[m, 0] += F.cross_entropy(logits, y, reduction="sum")
@@ -194,7 +214,8 @@ class Classifier(pl.LightningModule):
         if self.engine == "fast":
             solvers = [member.solver for member in self.members]
             seeds = [member.seed for member in self.members] if self.draws else []
-            self._fast = FastEngine(list(self.networks), solvers, self.train_set, self.lrs, self._loss_sums, seeds)
+            train_set = partial(self.batch, self.train_set)
+            self._fast = FastEngine(list(self.networks), solvers, train_set, self.lrs, self._loss_sums, seeds)
 
     def on_fit_end(self) -> None:
         self._fast = None  # with its graphs, not whenever the garbage collector comes to it
