@@ -33,8 +33,8 @@ def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     monkeypatch.setitem(gpu_check.BLOCKS, "fast", 2)
     small = ["trainer=cpu", "data=cifar10_sample", "model.depth=8", "data.batch_size=8"]
     cpu = torch.device("cpu")
-    (ratio,) = gpu_check.images_per_second_ratios("cifar10_sd_lr01", small, cpu, blocks=2, batches=3, rounds=1)
-    assert 0 < ratio < 100
+    ((ours, usual),) = gpu_check.images_per_second_of("cifar10_sd_lr01", small, cpu, blocks=2, batches=3, rounds=1)
+    assert 0 < ours < 100 * usual
 
 
 def test_the_kernels_of_an_iteration_are_listed(monkeypatch):
@@ -65,7 +65,7 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, 
         "tests_pass": lambda: True,
         "check_file": lambda _: tmp_path / "results" / "a_gpu.json",
         "run": lambda *_: [Outcome("", record, True)],
-        "images_per_second_ratios": lambda *_: [3.0, 5.0, 4.0],
+        "images_per_second_of": lambda *_: [(300.0, 100.0), (250.0, 50.0), (400.0, 100.0)],
         "imagenet_hours": fails,
         "kernels": lambda *_: {"all": 1.0},
     }.items():
@@ -79,7 +79,9 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, 
     assert by_name["run / DataLoader module (it/s)"] == {"value": 12.5, "lowest": 10.0, "highest": 15.0}
     assert by_name["cifar10_tri2"] == {"value": 9.5, "evaluation": 1.5}
     assert by_name["eight seeds together / one (time)"]["value"] == 1.0
-    assert by_name["sd: bf16 run / float32 DataLoader module (images/s)"]["highest"] == 5.0
+    table_4 = by_name["sd: bf16 run / float32 DataLoader module (images/s)"]
+    assert table_4 == {"value": 4.0, "lowest": 3.0, "highest": 5.0, "run": 300.0}
+    assert by_name["milliseconds of an iteration"]["module"] == 2000.0
     assert all(found == {"failed": "RuntimeError: out of memory"} for found in written["imagenet"].values())
     assert written["kernels"] == {"microseconds of an iteration": {"all": 1.0}}
 

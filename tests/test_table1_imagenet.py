@@ -1,5 +1,6 @@
 """Table 1's ImageNet lab cards and their range tests: recipes, learning rates, and what a full run needs."""
 
+import json
 import re
 import runpy
 from typing import Any
@@ -18,6 +19,7 @@ from cyclical_lr.training.config import check, compose_config, describe, plain
 KINDS = ("range_test", "fixed", "tri2", "exp", "exp_range")
 NETWORKS = ("alexnet", "googlenet")
 CARDS = [f"imagenet_{network}_{kind}" for network in NETWORKS for kind in KINDS]
+H200 = CONF.parent / "benchmarks" / "results" / "nvidia_h200.json"
 TRAIN, VAL = 1_281_167, 50_000  # images of ILSVRC 2012
 EPOCH = {"alexnet": 5_005, "googlenet": 10_009}  # iterations, as the paper has them
 
@@ -140,7 +142,13 @@ def test_a_card_states_images_epochs_flops_and_hours_as_they_are(card, plans):
     assert f"at {training / 1e9:.3f} GFLOPs an image ({forward / 1e9:.3f} forward by" in text
     more = f"{evaluations * VAL * evaluation / 1e15:.0f} more for {evaluations} evaluations of 50,000"
     assert f"{images * training / 1e15:.0f} PFLOPs, and {more}" in text
-    assert f"{images / 3600:,.0f} hours divided by the images trained per second; no GPU's rate has been" in text
+    gpu = json.loads(H200.read_text())["imagenet"][f"imagenet_{network_of(card)}_tri2"]
+    rates = {precision: gpu[precision]["images_per_second"] for precision in ("float32", "bf16")}
+    on_gpu = [f"{images / 3600 / rate:.1f}" for rate in rates.values()]
+    assert (
+        f"{images / 3600:,.0f} hours divided by the images trained per second: on an NVIDIA H200 {on_gpu[0]} hours in "
+        f"float32 ({rates['float32']:,.0f} per second) and {on_gpu[1]} in bf16 ({rates['bf16']:,.0f}), by 20 iterations"
+    ) in text
     rate, days = re.search(r"trains ([\d.]+) per second of its time \(batches of 32\): (\d+) days", text).groups()
     assert images / float(rate) / 86_400 == pytest.approx(int(days), abs=0.51)
 

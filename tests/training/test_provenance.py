@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cyclical_lr.records import ConfigError
 from cyclical_lr.training import provenance
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -39,8 +40,8 @@ def checkout(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet")
     module = imported_from(tmp_path)
     (tmp_path / ".gitignore").write_text("__pycache__/\n/outputs/\n")
-    for folder in ("results", "paper_figures"):
-        (tmp_path / folder).mkdir()
+    for folder in ("results", "paper_figures", "benchmarks/results"):
+        (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "committed.txt").write_text("before")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "first")
@@ -64,7 +65,8 @@ def test_a_changed_or_new_file_makes_it_dirty(checkout, change):
 def test_evidence_and_ignored_files_do_not_make_it_dirty(checkout):
     folder, module = checkout
     (folder / "outputs").mkdir()
-    for name in ("results/committed.txt", "results/new.json", "paper_figures/new.png", "outputs/new.pt"):
+    evidence = ("results/committed.txt", "results/new.json", "paper_figures/new.png", "benchmarks/results/a_gpu.json")
+    for name in (*evidence, "outputs/new.pt"):
         (folder / name).write_text("after")
     assert module.commit() == (git(folder, "rev-parse", "HEAD"), False)
 
@@ -78,6 +80,18 @@ def test_without_git_the_environment_names_the_commit(tmp_path, monkeypatch):
     assert module.commit() == ("abc123", False)
     monkeypatch.setenv("CYCLICAL_LR_COMMIT", "abc123-dirty")
     assert module.commit() == ("abc123", True)
+
+
+def test_a_commit_that_is_not_the_checkouts_is_refused(checkout, monkeypatch):
+    folder, module = checkout
+    head = git(folder, "rev-parse", "HEAD")
+    monkeypatch.setenv("CYCLICAL_LR_COMMIT", head)
+    assert module.commit() == (head, False)
+    (folder / "new.py").write_text("# changed\n")
+    with pytest.raises(ConfigError, match=rf"CYCLICAL_LR_COMMIT={head}: expected what git says of .*, {head}-dirty"):
+        module.commit()
+    monkeypatch.setenv("CYCLICAL_LR_COMMIT", f"{head}-dirty")
+    assert module.commit() == (head, True)
 
 
 def test_a_copy_inside_somebody_elses_checkout_does_not_borrow_its_commit(checkout):

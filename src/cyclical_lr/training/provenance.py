@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from cyclical_lr import kernels
+from cyclical_lr.records import ConfigError
 
-EVIDENCE = ("results", "paper_figures")
-"""Folders that a running study writes to: changes there do not make the code dirty."""
+EVIDENCE = ("results", "paper_figures", "benchmarks/results")
+"""Folders that a running study and `make gpu-check` write to: changes there do not make the code dirty."""
 DIRTY = "-dirty"
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "wandb", "cyclical-lr")
 
@@ -21,8 +22,11 @@ def commit() -> tuple[str, bool]:
 
     Where there is no git (a snapshot, a copy on a compute node), `CYCLICAL_LR_COMMIT` names the commit, with "-dirty"
     after it where files differ (as `git describe --dirty` has it); else it is "unknown".
+
+    Raises:
+        ConfigError: git and that variable name different ones.
     """
-    here = Path(__file__).resolve().parent
+    here, named = Path(__file__).resolve().parent, os.environ.get("CYCLICAL_LR_COMMIT", "")
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
@@ -31,10 +35,16 @@ def commit() -> tuple[str, bool]:
         git("ls-files", "--error-unmatch", __file__)  # a copy inside somebody else's checkout is not of its commit
         top = git("rev-parse", "--show-toplevel")
         untouched = [f":(exclude,top){folder}" for folder in EVIDENCE]
-        return git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))
+        found, dirty = git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))
     except (OSError, subprocess.CalledProcessError):
-        named = os.environ.get("CYCLICAL_LR_COMMIT", "unknown")
+        named = named or "unknown"
         return named.removesuffix(DIRTY), named.endswith(DIRTY)
+    if named not in ("", found + DIRTY * dirty):
+        raise ConfigError(
+            f"CYCLICAL_LR_COMMIT={named}: expected what git says of {top}, {found + DIRTY * dirty}; "
+            "unset it, or run a copy without a .git (git archive)"
+        )
+    return found, dirty
 
 
 def versions() -> dict[str, str]:
