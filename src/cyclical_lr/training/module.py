@@ -102,7 +102,7 @@ class Classifier(pl.LightningModule):
                     if isinstance(value, Tensor) and value.dim() == 4:
                         state[name] = value.contiguous(memory_format=memory_format)
 
-    def batch(self, images: nn.Module, *which: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, images: nn.Module, /, *which: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
         """What a set has of these, laid out as the weights are."""
         x, y = images(*which, **more)
         return x.contiguous(memory_format=self.layout), y
