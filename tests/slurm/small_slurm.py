@@ -117,11 +117,15 @@ class Slurm:
             )
 
     def _kill(self, doomed: Callable[[str, dict[bytes, bytes]], bool]) -> None:
-        """Kill those processes of this Slurm that are doomed by name and environment, until there is none."""
+        """Kill those processes of this Slurm that are doomed by name and environment, until there is none.
+
+        All are stopped before the first is killed, so that no step daemon lives to report that its job was.
+        """
         while pids := {pid for pid, *what in self._processes() if doomed(*what)}:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
             time.sleep(0.05)
 
     def _processes(self) -> Iterator[tuple[int, str, dict[bytes, bytes]]]:
