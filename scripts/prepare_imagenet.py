@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from cyclical_lr import command_line
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,19 +32,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--val-labels", metavar="FILE", type=Path, help="classes of a val/ without class folders")
     args = parser.parse_args(arguments)
 
-    from cyclical_lr import command_line  # imported here: --help stays quick
-    from cyclical_lr.data.prepare import prepare
-    from cyclical_lr.records import ConfigError
+    from cyclical_lr.data.prepare import prepare  # imported here: --help stays quick
 
     started, workers = time.monotonic(), command_line.cores() if args.workers is None else args.workers
-    try:
-        done = prepare(args.source, args.dest, workers, args.val_labels)
-    except ConfigError as error:
-        return command_line.refuse(str(error))
-    except KeyboardInterrupt:
-        print("stopped; the same command continues, finished images are kept", file=sys.stderr)
-        return command_line.STOPPED
-
+    done = prepare(args.source, args.dest, workers, args.val_labels)
     seconds = time.monotonic() - started
     actions = [problem.action for problem in done.problems]
     print(f"{done.images['train']} training and {done.images['val']} validation images of {done.classes} classes")
@@ -60,4 +53,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line.guarded(main, sys.argv[1:]))

@@ -24,7 +24,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cyclical_lr import command_line
-from cyclical_lr.command_line import STOPPED, refuse
+from cyclical_lr.command_line import refuse
 from cyclical_lr.records import ConfigError
 
 CODE = Path(__file__).resolve().parent.parent
@@ -65,38 +65,29 @@ def main(arguments: list[str]) -> int:
     from cyclical_lr.training import local, snapshot, sweep  # imported here: what is above stays quick
     from cyclical_lr.training.config import compose_config
 
+    cluster = compose_config(CONF, common).cluster
+    if cluster.kind != "local" and "jobs" in given:
+        return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
     jobs = []
-    try:
-        cluster = compose_config(CONF, common).cluster
-        if cluster.kind != "local" and "jobs" in given:
-            return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
-        for seed in range(int(seeds)):
-            for arm in arms(file):
-                overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
-                jobs.append(sweep.plan_job(compose_config(CONF, overrides), CONF, overrides))
-    except command_line.INPUT_ERRORS as error:
-        return refuse(command_line.explained(error))
+    for seed in range(int(seeds)):
+        for arm in arms(file):
+            overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
+            jobs.append(sweep.plan_job(compose_config(CONF, overrides), CONF, overrides))
 
     missing = sweep.missing(jobs)
     if missing and cluster.snapshot:
         snapshot.go_on_from_copy(jobs[0].runs_dir)
     share = max(1, command_line.cores() // int(at_once))
-    try:
-        if missing and cluster.kind != "local":
-            from hydra_plugins.cyclical_lr import launch
+    if missing and cluster.kind != "local":
+        from hydra_plugins.cyclical_lr import launch
 
-            problems = launch(CONF, common, train, missing)
-        elif int(at_once) == 1:
-            problems = local.one_by_one(missing, lambda job: train(compose_config(CONF, job.overrides)))
-        else:
-            command = [sys.executable, str(CODE / "scripts" / "run.py")]
-            threads = [] if "threads" in given else [f"threads={share}"]
-            problems = local.in_processes(missing, int(at_once), command, threads)
-    except KeyboardInterrupt:
-        log.info("stopped; the same command continues")
-        return STOPPED
-    except ConfigError as error:  # Slurm refuses the jobs
-        return refuse(str(error))
+        problems = launch(CONF, common, train, missing)
+    elif int(at_once) == 1:
+        problems = local.one_by_one(missing, lambda job: train(compose_config(CONF, job.overrides)))
+    else:
+        command = [sys.executable, str(CODE / "scripts" / "run.py")]
+        threads = [] if "threads" in given else [f"threads={share}"]
+        problems = local.in_processes(missing, int(at_once), command, threads)
     return 0 if sweep.report(jobs, problems) else 1
 
 
@@ -129,4 +120,4 @@ def train(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line.guarded(main, sys.argv[1:]))

@@ -41,10 +41,7 @@ def main(arguments: list[str]) -> int:
     from cyclical_lr.training.tracking import replay
 
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    try:
-        cfg = compose_config(CONF, overrides)
-    except command_line.INPUT_ERRORS as error:
-        return refuse(command_line.explained(error))
+    cfg = compose_config(CONF, overrides)
     if not cfg.results_dir or not cfg.runs_dir:
         return refuse(f"results_dir, runs_dir: expected folders, got {cfg.results_dir!r} and {cfg.runs_dir!r}")
     results, runs = Path(cfg.results_dir), Path(cfg.runs_dir)
@@ -88,4 +85,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line.guarded(main, sys.argv[1:]))

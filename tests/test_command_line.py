@@ -49,6 +49,7 @@ def raising(error):
 
 def test_how_a_script_ends_says_why_it_does(ended, capsys):
     assert ended(lambda: None) == 0
+    assert ended(int, 1) == 1
     assert ended(raising(ConfigError("seed: expected more"))) == 2
     assert ended(raising(ConfigKeyError("no key"))) == 2
     assert capsys.readouterr().err == "error: seed: expected more\nerror: no key\n"
@@ -67,3 +68,13 @@ def test_a_script_refuses_in_one_line():
     assert shown.returncode == 2 and shown.stdout == ""
     assert shown.stderr.startswith("error: experiment: there is no 'cifar10_tri9'; did you mean")
     assert shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["run.py", "study.py", "wandb_replay.py"])
+def test_output_that_nobody_reads_is_no_traceback(script):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, str(REPOSITORY / "scripts" / script), "--help"]
+    shown = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (shown.returncode, shown.stderr) == (1, "")

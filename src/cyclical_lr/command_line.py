@@ -17,21 +17,25 @@ FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
 INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 
 
-def guarded(main: Callable[[], Any]) -> int:
-    """Call `main`; the exit code. SystemExit and what is not about input pass through."""
+def guarded(main: Callable[..., Any], *arguments: Any) -> int:
+    """Call `main`; the exit code, its own if it returns one. SystemExit and what is not about input pass through."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     try:
-        main()
+        code = main(*arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:  # nobody reads on, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        return FAILED
     except INPUT_ERRORS as error:
         return refuse(explained(error))
     except ValueError as error:  # Hydra's, before it knows which group
         if not str(error).startswith("Config group override"):
             raise
         return refuse(f"a group takes a name, such as model=cifar10_full ({error}); --help lists them")
-    return 0
+    return code or 0
 
 
 def cores() -> int:
