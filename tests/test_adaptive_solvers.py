@@ -228,6 +228,29 @@ def test_adams_delta_comes_before_the_bias_correction():
     assert weight.weight.item() == pytest.approx(-0.0307, rel=1e-2)
 
 
+def test_adam_counts_every_step_of_a_group_whichever_of_its_parameters_have_a_gradient():
+    weights = nn.ParameterList(nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
+    alone = nn.ParameterList([nn.Parameter(torch.zeros(1, dtype=torch.float64))])
+    for parameters, late in ((weights, 1), (alone, 0)):
+        optimizer = caffe_adam(parameters)
+        set_lr(optimizer, 0.1)
+        for step in range(6):
+            parameters[late].grad = torch.full_like(parameters[late], 1.0 + step)
+            if late and step >= 3:
+                parameters[0].grad = torch.ones_like(parameters[0])
+            optimizer.step()
+    assert torch.equal(weights[1], alone[0]) and weights[0].item() != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adam_refuses_parameters_of_a_type_that_cannot_count_its_steps(dtype):
+    model = nn.Linear(2, 1).to(dtype)
+    optimizer = caffe_adam(model)
+    model.weight.grad = torch.ones_like(model.weight)
+    with pytest.raises(ValueError, match="expected float32 or float64, got torch"):
+        optimizer.step()
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 

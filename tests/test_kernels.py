@@ -136,6 +136,12 @@ def test_other_tensors_are_left_to_torch(x):
     torch.testing.assert_close(MaxPool2d(3, 2, True, relu=True)(x), F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))
 
 
+def test_the_network_can_be_exported():
+    network = Cifar10Full().to(memory_format=torch.channels_last)
+    x = images(3, 32, 32, torch.float32)
+    torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), network(x))
+
+
 @compiled
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_network_trains_alike_with_and_without_them(monkeypatch, bf16):

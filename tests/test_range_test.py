@@ -119,6 +119,13 @@ def test_one_high_evaluation_is_not_an_onset():
     assert by("onset", curve(values)) == 12
 
 
+@pytest.mark.parametrize("end", [[40.0, math.nan], [30.0, 40.0, math.nan], [30.0, 40.0]])
+def test_fewer_evaluations_than_a_rise_takes_are_none_at_the_end_of_a_curve_either(end):
+    values = [10.0] * 9 + end
+    assert by("onset", curve(values)) is None
+    assert find_bounds([curve(values)], "third").max_lr is None
+
+
 def test_a_fall_without_recovery_is_not_ragged_nor_is_one_within_the_noise():
     assert by("raggedness", curve(tent)) is None
     assert by("raggedness", curve(zigzag), noise=3.0) is None
@@ -162,7 +169,7 @@ def test_a_threshold_that_decides_nothing_is_refused_by_name(threshold, value):
 def test_a_curve_without_a_ceiling_says_so():
     bounds = find_bounds([curve(straight)])
     assert bounds.base_lr == 0.003 and bounds.max_lr is None
-    for part in ("no plateau", "not ragged", "no fall up to LR 0.02", "test up to a higher LR"):
+    for part in ("no plateau", "not ragged", "no fall for 3 evaluations up to LR 0.02", "test up to a higher LR"):
         assert part in bounds.max.reason
 
 

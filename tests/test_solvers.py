@@ -207,6 +207,13 @@ def test_a_network_without_caffes_settings_gets_plain_multipliers(solver):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_a_weight_that_layers_share_is_in_one_group_once():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    (group,) = caffe_sgd(model, momentum=0.9, weight_decay=0.0).param_groups
+    assert group["params"] == [model[0].weight, model[0].bias, model[1].bias]
+
+
 @pytest.mark.parametrize("solver", [caffe_sgd, torch_sgd])
 def test_a_solver_restored_from_its_state_goes_on_bit_for_bit(solver):
     def run(model, optimizer, lrs):

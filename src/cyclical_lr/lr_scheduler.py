@@ -48,8 +48,8 @@ class ScheduleLR(LRScheduler):
             raise ValueError(f"last_epoch: expected at least -1, got {last_epoch!r}; -1 begins at iteration 0")
         self.schedule = schedule
         for group in optimizer.param_groups:
-            # torch demands it of a scheduler that starts in mid-run; no LR here depends on it.
-            group.setdefault("initial_lr", group["lr"])
+            # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
+            group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -62,12 +62,10 @@ class ScheduleLR(LRScheduler):
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the saved position and set the LRs there, whether or not the optimiser's state was loaded too."""
+        """Go to the saved position. The LR there is in the optimiser's state, as with torch's own schedulers.
+
+        Nothing is written to the optimiser: where `SequentialLR` has several, its LR may be another's.
+        """
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

@@ -153,7 +153,8 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
             f"above {chance:.1f} %{after}; test a wider range of LRs, or longer"
         )
     above = accuracy >= chance + thresholds.margin * height
-    onset = next((i for i in range(len(lr)) if above[i : i + thresholds.sustained].all()), None)
+    last = len(lr) - thresholds.sustained
+    onset = next((i for i in range(last + 1) if above[i : i + thresholds.sustained].all()), None)
     if onset is None:
         return f"no onset: the accuracy rises to {accuracy.max():.1f} %, but not for {thresholds.sustained} evaluations"
     if onset == 0:
@@ -231,7 +232,8 @@ def _drop(rise: _Rise, thresholds: Thresholds) -> Found:
     start = _fall(rise, thresholds)
     if start is None:
         best = rise.lr[int(rise.accuracy.argmax())]
-        return None, f"no fall up to LR {_short(rise.lr[-1])} (best at {_short(best)}); test up to a higher LR"
+        reason = f"no fall for {thresholds.sustained} evaluations up to LR {_short(rise.lr[-1])}"
+        return None, f"{reason} (best at {_short(best)}); test up to a higher LR"
     best = int(rise.accuracy[:start].argmax())
     if start < len(rise.lr):
         how = f"falls by {thresholds.fall:.0%} of its rise from LR {_short(rise.lr[start])} on"

@@ -32,9 +32,13 @@ def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True
     if weight_decay < 0:
         raise ValueError(f"solver.weight_decay: expected a number >= 0, got {weight_decay}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()  # modules may share one
     for module in model.modules():
         declared = getattr(module, "caffe_params", {}) if multipliers else {}
         for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
             key = (declared[name].lr_mult, declared[name].decay_mult) if name in declared else (1.0, 1.0)
             groups.setdefault(key, []).append(parameter)
     return [
@@ -177,8 +181,15 @@ class CaffeAdam(Solver):
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
         momentum, momentum2 = group["momentum"], group["momentum2"]
         first, second = self.history("first_moment", params), self.history("second_moment", params)
-        # Counted on the device, as all that a captured step changes has to be; float32 does so up to 2^24.
-        steps = self.state[params[0]].setdefault("steps", params[0].new_zeros(()))
+        # Counted on the device, as all that a captured step changes has to be; float32 does so up to 2^24. With the
+        # group's first parameter, whichever have a gradient: Caffe's count is the solver's.
+        first_of_all = group["params"][0]
+        if first_of_all.dtype in (torch.float16, torch.bfloat16):  # bfloat16 would count to 256
+            raise ValueError(
+                f"solver: CaffeAdam counts its steps in the parameters' type, expected float32 or float64, got "
+                f"{first_of_all.dtype}; train under autocast (precision bf16-mixed)"
+            )
+        steps = self.state[first_of_all].setdefault("steps", first_of_all.new_zeros(()))
         steps += 1
         torch._foreach_mul_(first, momentum)
         torch._foreach_add_(first, grads, alpha=1 - momentum)

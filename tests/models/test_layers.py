@@ -205,7 +205,13 @@ def test_convolution_with_pad_2_equals_caffes_in_value_and_gradient(channels, ou
     )
 
 
-@pytest.mark.parametrize("options", [{"padding": 2}, {"stride": 4}, {"padding": 1, "groups": 2}, {"dilation": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"padding": 2}, {"stride": 4}, {"padding": 1, "groups": 2}, {"dilation": 2}),
+        *({"padding": "same"}, {"padding": 2, "padding_mode": "reflect"}),
+    ],
+)
 def test_a_convolution_is_torchs_but_for_rounding(options):
     layer = Conv2d(4, 6, 5, **options).to(memory_format=torch.channels_last)
     torchs = nn.Conv2d(4, 6, 5, **options).to(memory_format=torch.channels_last)

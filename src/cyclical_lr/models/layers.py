@@ -95,7 +95,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        if device in ("cpu", "cuda") and self.bias is not None and not torch.is_autocast_enabled(device):
+        usual = x.dim() == 4 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if usual and device in ("cpu", "cuda") and self.bias is not None and not torch.is_autocast_enabled(device):
             return _Convolve.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return super().forward(x)
 

@@ -44,7 +44,9 @@ class LRRangeTest(pl.Callback):
         min_lr, max_lr: of the ramp, linear over `iterations` optimizer steps as the paper's. Every parameter group gets
             the ramp's LR times its `lr_mult` (1 where there is none).
         iterations: of the ramp; the paper takes several epochs.
-        eval_every: optimizer steps between validations; the first is before any update, the last at `max_lr`.
+        eval_every: optimizer steps between validations; the first is before any update, the last at `max_lr`. Where
+            the Trainer accumulates batches and an epoch ends in between, a step has fewer of them and some intervals
+            a step more.
         monitor: name under which the module logs its accuracy in validation.
         scale: what turns the logged value into percent: 100 for a fraction, 1 for percent.
         base_rule, max_rule, thresholds: as in `cyclical_lr.range_test.find_bounds`.
@@ -109,7 +111,7 @@ class LRRangeTest(pl.Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise ValueError(
                 f"trainer.strategy: expected one device, got {type(trainer.strategy).__name__}; run the range test by "
-                "itself, with Trainer(devices=1, max_epochs=0)"
+                "itself, with Trainer(strategy='auto', devices=1, max_epochs=0)"
             )
         if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
             raise ValueError(
