@@ -14,8 +14,7 @@ import yaml
 from small_runs import CONF, REPOSITORY, Forked, records_in
 
 from cyclical_lr import records
-from cyclical_lr.report import study_figures
-from cyclical_lr.report.arms import MISTAKES
+from cyclical_lr.report.arms import LATER_POLICIES, MISTAKES
 from cyclical_lr.training.config import check, compose_config, describe, label, plain
 from cyclical_lr.training.local import Progress
 from cyclical_lr.training.sweep import Job
@@ -40,7 +39,7 @@ def test_every_arm_of_a_study_is_a_run_of_its_own_that_could_start(path):
 
 @pytest.mark.parametrize(
     ("study", "groups"),
-    [("porting_mistakes", MISTAKES), ("modern", study_figures.LATER_POLICIES)],
+    [("porting_mistakes", MISTAKES), ("modern", LATER_POLICIES)],
 )
 def test_a_figures_rows_are_the_arms_of_its_study_each_at_its_end(study, groups):
     plans = []

@@ -34,6 +34,12 @@ def test_without_a_run_each_sentence_says_not_run(paper):
     )
 
 
+def test_the_rules_are_told_by_their_own_numbers(paper):
+    said = headline.rules(headline.make_report(paper, Results({}, {}, ())))
+    assert all(part in said for part in ("95 % prediction", "at least ±0.5", "wider than ±1.5", "within ±0.5"))
+    assert all(part in said for part in ("p ≤ 0.05", "Fewer than 3", "fewer than 10"))
+
+
 def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add_run):
     add_run("cifar10_tri2", 0, curve(80.6, 78.59))
     add_run("cifar10_fixed_25k", 0, curve(80.14, 76.49))
@@ -46,8 +52,8 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
     assert fixed.endswith("not run.")
     assert control == (
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control) ends at **80.14 %** "
-        "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal, or CLR above: no "
-        "verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
+        "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal: no verdict "
+        "(n = 1). CLR above: no verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
     )
     assert matched == "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run."
     assert drops == (
@@ -79,17 +85,25 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     mean = "**81.30 %** [81.05, 81.55] (n = 3, 95 % interval)"
     assert f"`cifar10_tri2`) ends at {mean} after 25,000" in clr
     # t = 4.302653, s = 0.1, sqrt(1 + 1/3): +-0.497, taken as +-0.5.
-    assert "81.4 %, where 95 % of such numbers are expected in [80.80, 81.80]): reproduced (preliminary)." in clr
+    assert "81.4 %; a new run of ours is expected within [80.80, 81.80]): reproduced (preliminary)." in clr
     assert f"`cifar10_fixed`) ends at {mean} after 70,000" in fixed
     assert equal == (
         "CLR at 25,000 iterations less fixed at 70,000: **+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: "
-        "reproduced (preliminary)."
+        "reproduced (preliminary; p = 0.0018, corrected 0.009)."
     )
     assert "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal: not reproduced" in control
-    assert "CLR above: reproduced (preliminary); for above, p < 0.0001, after Holm's correction 0.00" in control
+    assert "CLR above: reproduced (preliminary; p < 0.0001, corrected 0.00" in control
+    assert "). So CLR does better. Before" in control
     assert f"first phase (`cifar10_fixed_25k_matched`, a control) ends at {mean}." in matched
-    assert "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary). CLR" in matched
-    assert "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary); to" in drops
+    assert (
+        "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary; p = 0.0018, corr"
+        in matched
+    )
+    assert "So CLR does as well, to within 0.5 points, and no better." in matched
+    assert (
+        "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary; p < 0.0001, corr"
+        in drops
+    )
     assert times == (  # the last evaluation has no next one, and cannot count
         "Iterations to 81 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (3 of 3 "
         "runs), `cifar10_fixed` never (0 of 3 runs), `cifar10_fixed_25k` never (0 of 3 runs), "
@@ -105,24 +119,27 @@ def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_
     *_, tri2 = found(paper, collect(tmp_path))  # the other has no float32 beside it
     assert tri2 == (
         "In bfloat16 `cifar10_tri2` ends at **81.20 %** [80.95, 81.45] (n = 3, 95 % interval): "
-        "**-0.10 [-0.27, +0.07]** points (n = 3, 90 % interval) from float32. Equal: reproduced (preliminary)."
+        "**-0.10 [-0.27, +0.07]** points (n = 3, 90 % interval) from float32. Equal: reproduced (preliminary; "
+        "p = 0.004, corrected 0.008)."
     )
 
 
-def test_other_constant_lrs_and_each_missed_detail_have_a_sentence(paper, tmp_path, add_run):
+def test_other_constant_lrs_later_policies_and_each_missed_detail_have_a_sentence(paper, tmp_path, add_run):
     for seed in range(2):
         add_run("cifar10_tri2", seed, curve(80 + seed))
         add_run("cifar10_fixed_25k[schedule.base_lr=0.002]", seed, curve(80.5 + seed))
     add_run("cifar10_fixed_25k[schedule.base_lr=0.0005]", 0, curve(76.8))
+    add_run("cifar10_one_cycle", 0, curve(81.5))
     add_run("cifar10_tri2[model.lrn=none]", 1, curve(79.5))
-    add_run("cifar10_tri2[data.mean=channel]", 7, curve(79.5))  # no seed to be beside
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
     others = "76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2; CLR 80.50)"
     assert f"The same at other LRs (`+study=constant_lr`, in %): {others}." in sentences
+    later = "81.50 by one-cycle (n = 1; CLR 80.50)"
+    assert f"Later policies in the same budget (`+study=modern`, in %): {later}." in sentences
     assert sentences[-1] == (
-        "What missing one of Caffe's details, or several, changes, in points: no LRN -1.50, PyTorch's weights diverges "
-        "(n = 1, each beside the same seed). The port's own 2 seeds lie 1.00 apart."
+        "What missing one of Caffe's details, or several, changes, in points: no LRN -1.00, PyTorch's weights diverges "
+        "(n = 1, from the mean of the port's 2). The port's own seeds lie 1.00 apart."
     )
 
 

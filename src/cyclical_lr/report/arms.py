@@ -98,6 +98,19 @@ MISTAKES: Groups = {
     ],
 }
 """The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, then several."""
+LATER_POLICIES: Groups = {
+    "Of the paper, and compressed": [
+        (FAITHFUL, END, "triangular2, 3 phases"),
+        ("cifar10_fixed_25k", END, "fixed, 25k"),
+    ],
+    "Later": [
+        ("cifar10_cosine", END, "cosine"),
+        ("cifar10_cosine_restarts", END, "cosine with restarts"),
+        ("cifar10_one_cycle", END, "one-cycle"),
+        ("cifar10_warmup_stable_decay", END, "warmup-stable-decay"),
+    ],
+}
+"""The arms of conf/study/modern.yaml."""
 
 
 def constant_lrs(labels: Iterable[str]) -> dict[float, str]:

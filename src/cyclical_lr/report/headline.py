@@ -17,7 +17,7 @@ from cyclical_lr.report import arms, markup, statistics, tables, wording
 from cyclical_lr.report.collect import Cell, Results, read_cell
 from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.times import TimeToTarget
-from cyclical_lr.report.verdicts import NOT_RUN, Verdict, decide
+from cyclical_lr.report.verdicts import CONTRADICTED, NOT_RUN, REPRODUCED, Verdict, decide
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,32 @@ def claims_by_verdict(report: Report) -> dict[str, int]:
     return dict(sorted(Counter(verdict.finding.text for verdict in verdicts).items()))
 
 
+def rules(report: Report) -> str:
+    """What intervals and verdicts mean, in Markdown, by the numbers of the rules."""
+    paper = report.paper
+    number, equal, seeds = paper.rule("number"), paper.rule("equal"), paper.verdicts["seeds"]
+    return (
+        "n counts seeds. A seed draws the initial weights; the order of the images and the test set are always the "
+        "same, so that intervals cover initialisations and rounding alone. Verdicts follow rules that were fixed "
+        "beforehand (`conf/paper/verdicts.yaml`). A number of the paper is reproduced if a new run of ours may be "
+        "expected there "
+        f"({100 * number['confidence']:g} % prediction interval, at least ±{number['floor']:g} points; inconclusive if "
+        f"wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points by two one-sided "
+        f"tests, above is one such test, both at p ≤ {equal['alpha']:g} after Holm's correction within the claim's "
+        "family, claims not run among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
+        f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
+    )
+
+
 def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each."""
     paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
     sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
     if _all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
-        sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {by_id[EQUAL].finding.text}.")
+        sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {_decided(by_id[EQUAL])}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
-    if constant := _constant(report.results):
-        sentences.append(constant)
+    sentences += filter(None, [_constant(report.results), _later(report.results)])
     sentences.append(_drops(paper, by_id))
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
@@ -108,8 +124,7 @@ def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
     ours = f"ends at {_mean(paper, cell)} " if cell.n else ""
     said = f"the paper: {wording.quoted(row['accuracy'])} %"
     if verdict.finding.prediction is not None:
-        expected = wording.interval(verdict.finding.prediction)
-        said += f", where {100 * verdict.finding.confidence:g} % of such numbers are expected in {expected}"
+        said += f"; a new run of ours is expected within {wording.interval(verdict.finding.prediction)}"
     return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
 
 
@@ -143,13 +158,8 @@ def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], contr
     text = f"{what} ends at {_mean(paper, b)}."
     if not a.n:
         return text
-    text += f" CLR's lead over it: {_lead(paper, equal)}. "
-    said, more = equal.finding.text, beaten.finding.text
-    text += f"Equal, or CLR above: {said}" if said == more else f"Equal: {said}. CLR above: {more}"
-    alone, corrected = beaten.finding.p, beaten.finding.p_adjusted
-    if alone is not None:
-        text += f"; for above, p {wording.p(alone)}, after Holm's correction {wording.p(corrected).lstrip('= ')}"
-    text += "."
+    text += f" CLR's lead over it: {_lead(paper, equal)}. Equal: {_decided(equal)}. "
+    text += f"CLR above: {_decided(beaten)}.{_in_words(paper, equal, beaten)}"
     drop = paper.tables["table2"][0]["max_iter"]
     before = [read_cell(results, cell.label, drop) for cell in (a, b)]
     if all(cell.n for cell in before):
@@ -158,39 +168,70 @@ def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], contr
     return text
 
 
+def _in_words(paper: Paper, equal: Verdict, beaten: Verdict) -> str:
+    """What a control shows; empty where there are too few seeds."""
+    if beaten.finding.p is None:
+        return ""
+    if beaten.finding.verdict in (REPRODUCED, CONTRADICTED):
+        return " So CLR does better." if beaten.finding.verdict == REPRODUCED else " So CLR does worse."
+    if equal.finding.verdict == REPRODUCED:
+        return f" So CLR does as well, to within {paper.rule('equal')['margin']:g} points, and no better."
+    return " So far neither a lead of CLR nor equality is shown."
+
+
+def _decided(verdict: Verdict) -> str:
+    """The verdict with the p-value on which "reproduced" rests, alone and corrected."""
+    found = verdict.finding
+    if found.p is None:
+        return found.text
+    p = f"p {wording.p(found.p)}, corrected {wording.p(found.p_adjusted).removeprefix('= ')}"
+    return f"{found.verdict} ({'preliminary; ' * found.preliminary}{p})"
+
+
 def _constant(results: Results) -> str:
     """Where the fixed policy ends in CLR's budget at each other LR that was run."""
-    cells = {
-        lr: read_cell(results, label, arms.END) for lr, label in sorted(arms.constant_lrs(results.by_label).items())
-    }
-    ends = [
-        f"{wording.number(statistics.mean(cell.values))} at {lr:g}{_lost(cell)}" for lr, cell in cells.items() if cell.n
-    ]
-    seeds = _seeds([cell for cell in cells.values() if cell.n])
+    labels = sorted(arms.constant_lrs(results.by_label).items())
+    cells = {f"at {lr:g}": read_cell(results, label, arms.END) for lr, label in labels}
+    return _ends(results, "The same at other LRs (`+study=constant_lr`, in %)", cells)
+
+
+def _later(results: Results) -> str:
+    """Where later policies end in CLR's budget."""
+    cells = {f"by {name}": read_cell(results, label, end) for label, end, name in arms.LATER_POLICIES["Later"]}
+    return _ends(results, "Later policies in the same budget (`+study=modern`, in %)", cells)
+
+
+def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
+    """The means of those that have a run, beside CLR's; empty where none has."""
+    run = {name: cell for name, cell in cells.items() if cell.n}
+    if not run:
+        return ""
+    ends = [f"{wording.number(statistics.mean(cell.values))} {name}{_lost(cell)}" for name, cell in run.items()]
     clr = read_cell(results, arms.FAITHFUL, arms.END)
     beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
-    return f"The same at other LRs (`+study=constant_lr`, in %): {', '.join(ends)} ({seeds}{beside})." if ends else ""
+    return f"{what}: {', '.join(ends)} ({_seeds(list(run.values()))}{beside})."
 
 
 def _mistakes(results: Results) -> str:
-    """What CLR loses where one of Caffe's details is missed, seed by seed beside the faithful port."""
+    """What CLR loses where one of Caffe's details is missed, from the mean of the faithful port.
+
+    Seeds are not paired: after so many iterations rounding alone parts two runs of one seed about as far as two seeds.
+    """
     (faithful, end, _), *others = [row for rows in arms.MISTAKES.values() for row in rows]
     port = read_cell(results, faithful, end)
-    by_seed = dict(zip(port.seeds, port.values, strict=True))
     cells = [(read_cell(results, label, end), name) for label, _, name in others]
     changes, shown = [], []
     for cell, name in cells:
-        paired = [value - by_seed[seed] for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in by_seed]
-        if paired:
-            changes.append(f"{name} {statistics.mean(paired):+.2f}{_lost(cell)}")
+        if cell.n and port.n:
+            changes.append(f"{name} {statistics.mean(cell.values) - statistics.mean(port.values):+.2f}{_lost(cell)}")
             shown.append(cell)
         elif cell.diverged:
             changes.append(f"{name} diverges")
     if not changes:
         return ""
-    seeds = f" ({_seeds(shown)}, each beside the same seed)" if shown else ""
+    seeds = f" ({_seeds(shown)}, from the mean of the port's {port.n})" if shown else ""
     spread = max(port.values, default=0.0) - min(port.values, default=0.0)
-    chance = f" The port's own {port.n} seeds lie {wording.number(spread)} apart." if port.n > 1 else ""
+    chance = f" The port's own seeds lie {wording.number(spread)} apart." if port.n > 1 else ""
     return f"What missing one of Caffe's details, or several, changes, in points: {', '.join(changes)}{seeds}.{chance}"
 
 
@@ -210,7 +251,7 @@ def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
     gains = []
     for policy, claim in DROPS.items():
         verdict = by_id[claim]
-        gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if _all_run(verdict) else NOT_RUN
+        gain = f"{_lead(paper, verdict)}: {_decided(verdict)}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
     return f"What the LR drops add at 25,000: {'; '.join(gains)}."
 
@@ -235,7 +276,7 @@ def _precision(paper: Paper, verdict: Verdict) -> str:
     low, high = verdict.cells
     return (
         f"In bfloat16 `{high.label}` ends at {_mean(paper, low)}: {_lead(paper, verdict)} from float32. "
-        f"Equal: {verdict.finding.text}."
+        f"Equal: {_decided(verdict)}."
     )
 
 

@@ -183,7 +183,8 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
         "what its header names. Accuracies are means over seeds, in percent, at "
         f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
         f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides; p "
-        "is corrected by Holm within the family.\n",
+        "is corrected by Holm within the family, while “not reproduced” rests on the interval alone. Intervals of "
+        f"speed-ups are bootstrapped over seeds ({paper.rule('time_to_target')['bootstrap']['confidence']:.0%}).\n",
         "Of the paper's claims: " + ", ".join(f"{count} {text}" for text, count in sorted(counts.items())) + ".\n",
     ]
     by_control = control_claims(verdicts)

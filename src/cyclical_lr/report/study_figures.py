@@ -20,6 +20,7 @@ from cyclical_lr.report.arms import (
     BLUE,
     END,
     GREEN,
+    LATER_POLICIES,
     MISTAKES,
     ORANGE,
     VERMILLION,
@@ -327,20 +328,6 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
 
 
 # Ends alone -----------------------------------------------------------------------------------------------------------
-
-LATER_POLICIES: Groups = {
-    "Of the paper, and compressed": [
-        ("cifar10_tri2", END, "triangular2, 3 phases"),
-        ("cifar10_fixed_25k", END, "fixed, 25k"),
-    ],
-    "Later": [
-        ("cifar10_cosine", END, "cosine"),
-        ("cifar10_cosine_restarts", END, "cosine, restarts"),
-        ("cifar10_one_cycle", END, "one cycle"),
-        ("cifar10_warmup_stable_decay", END, "warmup-stable-decay"),
-    ],
-}
-"""The arms of conf/study/modern.yaml."""
 
 
 def _ends(name: str, groups: Groups) -> Callable[[Results, Sequence[Verdict], Path], Figure]:
