@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,20 @@ class _Evaluation(Dataset[torch.Tensor]):
         if part and self.data.served == self.data.evaluation is not None:
             raise self.data.error
         return self.parts[part]
+
+
+class Terminated:
+    """Blocks that send their own process SIGTERM where they are begun to be read."""
+
+    def __init__(self, blocks: "DataLoader[torch.Tensor]") -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from self.blocks
 
 
 @contextmanager

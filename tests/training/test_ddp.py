@@ -16,6 +16,7 @@ from small_runs import (
     REPOSITORY,
     SCRIPT,
     Forked,
+    Terminated,
     TinyData,
     assert_same_bits,
     checkpoint,
@@ -53,7 +54,10 @@ class OddData(TinyData):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().indices(seed, iteration, count)
 
-    eval_blocks = CifarData.eval_blocks
+    def eval_blocks(self, split="test", shard=(0, 1)):
+        blocks = CifarData.eval_blocks(self, split, shard)
+        terms = (os.environ.get("TERM_AT"), os.environ.get("RANK")) == ("evaluation", "1")
+        return Terminated(blocks) if terms else blocks
 
 
 class PlainNet(QuickNet):
@@ -190,6 +194,11 @@ def test_when_one_rank_is_killed_all_end_and_the_run_goes_on_from_its_checkpoint
     (record,) = records_in(cut)
     assert record.status == "done" and 0 < record.segments[1]["iteration"] <= 13
     assert_same_bits(cut, straight, record.run_id)
+
+
+def test_when_one_rank_is_killed_in_the_evaluation_before_training_all_end(tmp_path):
+    killed, lost = start(tmp_path, *tiny(tmp_path, *RUN, *DDP), TERM_AT="evaluation")[::-1]
+    assert killed[0] == -signal.SIGTERM and lost[0] == 1
 
 
 def test_ranks_find_out_together_that_the_run_diverges(tmp_path):

@@ -1,5 +1,7 @@
 """A run that was cut and continued is the run that was not: the same bits, wherever it was cut."""
 
+import hashlib
+import io
 import logging
 import os
 import random
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import (
     Forked,
     PowerCut,
@@ -168,6 +171,31 @@ def test_what_a_checkpoint_leaves_when_half_of_it_cannot_be_taken_is_undone(
     (outcome,) = train()
     assert continued_at(outcome) == [0] and "another solver's" in caplog.text
     assert_same_bits(tmp_path, unbroken()[0], stopped)
+
+
+def test_a_checkpoint_of_another_form_leaves_nothing_of_itself(tmp_path, train, stopped, unbroken, caplog):
+    """As after a change of the code, too: a curve with a column more."""
+    for path in checkpoints(tmp_path, stopped):
+        state = checkpoint(path)
+        state["curve"] = [(*row, 0.0) for row in state["curve"]]
+        file = io.BytesIO()
+        torch.save(state, file)
+        path.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+    (outcome,) = train()
+    assert continued_at(outcome) == [0] and "cannot be used" in caplog.text
+    assert_same_bits(tmp_path, unbroken()[0], stopped)
+
+
+def test_a_run_that_begins_again_beside_unusable_checkpoints_can_be_cut_again(tmp_path, train, stopped, unbroken):
+    damaged = checkpoints(tmp_path, stopped)
+    for path in damaged:
+        truncate(path)
+    with cut(batch=7), pytest.raises(PowerCut):
+        train(EVERY_ITERATION)
+    (outcome,) = train(EVERY_ITERATION)
+    assert continued_at(outcome) == [0, 6]
+    assert_same_bits(tmp_path, unbroken()[0], stopped)
+    assert not set(damaged) & set(checkpoints(tmp_path, stopped))
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path, train, stopped, unbroken, caplog):

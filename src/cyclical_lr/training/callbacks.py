@@ -30,7 +30,9 @@ SAVED = ("iteration", "loss_sum", "loss_count", "train_seconds", "eval_seconds",
 
 
 def save_checkpoint(folder: Path, member: Member) -> Path:
-    """Write the member's state, whole or not at all, and drop all checkpoints but the last two.
+    """Write the member's state, whole or not at all, and keep it and the one before.
+
+    One of a later iteration, which could not be used when this process started, stays until the run has passed it.
 
     The file is torch.save's, of plain types (torch.load takes it with weights_only), with its SHA-256 appended.
 
@@ -48,7 +50,7 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     data = file.getvalue()
     path = folder / f"checkpoint-{member.iteration:09d}.pt"
     write_atomic(path, data + hashlib.sha256(data).digest())
-    for old in sorted(folder.glob("checkpoint-*.pt"))[:-CHECKPOINTS_KEPT]:
+    for old in sorted(other for other in folder.glob("checkpoint-*.pt") if other <= path)[:-CHECKPOINTS_KEPT]:
         old.unlink(missing_ok=True)
     return path
 
@@ -87,11 +89,12 @@ def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
 
 
 def _restore(member: Member, state: dict[str, Any]) -> None:
+    values = {name: state[name] for name in SAVED}
+    values["curve"] = [CurveRow(*row) for row in state["curve"]]
     member.network.load_state_dict(state["network"])
     member.solver.load_state_dict(state["solver"])
-    for name in SAVED:
-        setattr(member, name, state[name])
-    member.curve = [CurveRow(*row) for row in state["curve"]]
+    for name, value in values.items():  # last: a member whose state was refused stands where it stood
+        setattr(member, name, value)
 
 
 class Checkpoints(pl.Callback):

@@ -156,3 +156,5 @@ class EndAtTerm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of Lightning's own, which it sets before this hook
+
+    on_validation_start = on_train_start  # the first evaluation comes before any training

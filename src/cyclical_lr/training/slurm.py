@@ -36,6 +36,8 @@ class IgnoreTerm(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self._note)  # in place of Lightning's own, which it sets before this hook
 
+    on_validation_start = on_train_start  # the first evaluation comes before any training
+
     @staticmethod
     def _note(signum: int, frame: FrameType | None) -> None:
         log.warning("SIGTERM: training goes on until Slurm ends the job; a requeued one continues from its checkpoint")
