@@ -45,7 +45,7 @@ def report(cfg: DictConfig) -> Sequence[str]:
     known = [key for key in map(str, OmegaConf.load(CONF / "report.yaml")) if key not in ("defaults", "hydra")]
     if unknown := sorted(map(str, set(cfg) - set(known))):  # Hydra takes `+typo=1`
         raise ConfigError(f"{', '.join(unknown)}: there is no such key; expected some of {', '.join(known)}")
-    results_dir = Path(cfg.results_dir or "")
+    results_dir = Path(str(cfg.results_dir or ""))
     if not cfg.results_dir or not (results_dir / "runs").is_dir():
         raise ConfigError(f"results_dir: expected a folder with records in runs/, got {cfg.results_dir!r}")
     is_own = results_dir.resolve() == REPOSITORY / "results"

@@ -10,8 +10,11 @@ SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
 """
 
 import os
+import re
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +75,18 @@ def main(cfg: DictConfig) -> None:
             print(summary(outcome.record, CONF, Path(cfg.results_dir)))
     range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
     if range_test and outcomes:  # of several ranks, the first has them
-        print(bounds(cfg, [outcome.record for outcome in outcomes if outcome.record]))
+        given = HydraConfig.get().overrides.task
+        print(bounds(cfg, [outcome.record for outcome in outcomes if outcome.record], given))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
     if alone and diverged and not range_test:  # in a range test, divergence is an outcome
         sys.exit(command_line.DIVERGED)
 
 
-def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
-    """What a range test says: bounds, overrides and a command to paste, and where the figure is."""
+def bounds(cfg: DictConfig, finished: "list[Record]", given: Sequence[str]) -> str:
+    """What a range test says: bounds, overrides and a command to paste, and where the figure is.
+
+    The command has what was `given` to the test, but for its ramp.
+    """
     from cyclical_lr import range_test, records
     from cyclical_lr.report import figures
 
@@ -95,10 +102,15 @@ def bounds(cfg: DictConfig, finished: "list[Record]") -> str:
     found, stepsize = range_test.find_bounds(curves), suggested_stepsize(cfg)
     lines = [range_test.report(curves, stepsize)]
     if found.usable and cfg.experiment:  # four cycles, of which Section 3.2 says that they are enough
+        ramp = re.compile(r"[+~]*(schedule\b|seed=|iterations=|eval_every=|compress=)")
+        kept = shlex.join(override for override in given if not ramp.match(override))
         between = f"{range_test.overrides(found, stepsize)} iterations={8 * stepsize}"
-        lines.append(f"  a run between them: python scripts/run.py +experiment={cfg.experiment} {between}")
+        lines.append(f"  a run between them: python scripts/run.py {kept} {between}")
     figure = figures.range_test(curves, found, usable[0].label)
-    written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
+    try:
+        written = figures.save(figure, Path(cfg.runs_dir) / usable[0].run_id, "range_test")
+    except OSError as error:
+        return "\n".join([*lines, f"  no figure: cannot write to {error.filename or cfg.runs_dir} ({error.strerror})"])
     return "\n".join([*lines, *(f"  wrote  {path}" for path in written)])
 
 

@@ -63,17 +63,21 @@ def main(arguments: list[str]) -> int:
         return refuse(f"jobs: expected jobs=N with a whole number N >= 1, got {at_once!r}")
 
     from cyclical_lr.training import local, snapshot, sweep  # imported here: what is above stays quick
-    from cyclical_lr.training.config import compose_config
+    from cyclical_lr.training.config import check_writable, compose_config
 
     cluster = compose_config(CONF, common).cluster
     if cluster.kind != "local" and "jobs" in given:
         return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
-    jobs = []
+    jobs: list[sweep.Job] = []
     for seed in range(int(seeds)):
         for arm in arms(file):
             overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
-            jobs.append(sweep.plan_job(compose_config(CONF, overrides), CONF, overrides))
+            job = sweep.plan_job(compose_config(CONF, overrides), CONF, overrides)
+            if job.title in {other.title for other in jobs}:
+                return refuse(f"study: {file} has {arm!r} twice, as {job.title}; seeds=N is for more seeds")
+            jobs.append(job)
 
+    check_writable("runs_dir", jobs[0].runs_dir)
     missing = sweep.missing(jobs)
     if missing and cluster.snapshot:
         snapshot.go_on_from_copy(jobs[0].runs_dir)
@@ -105,8 +109,8 @@ def arms(file: Path) -> list[str]:
     if not isinstance(listed, list) or not listed or not all(isinstance(arm, str) and arm.strip() for arm in listed):
         example = "experiments: [cifar10_tri2, cifar10_tri2 model.lrn=none]"
         raise ConfigError(f"study: expected {file} to have one key with the runs, such as `{example}`, got {content!r}")
-    if twice := sorted({arm for arm in listed if listed.count(arm) > 1}):
-        raise ConfigError(f"study: {file} lists {', '.join(twice)} twice; seeds=N is for more seeds")
+    if seeded := [arm for arm in listed if any(part.lstrip("+").startswith("seed=") for part in arm.split())]:
+        raise ConfigError(f"study: expected arms without seed= in {file}, got {', '.join(seeded)}; give seeds=N")
     return listed
 
 

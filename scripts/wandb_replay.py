@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     cfg = compose_config(CONF, overrides)
-    if not cfg.results_dir or not cfg.runs_dir:
+    if not all(isinstance(folder, str) and folder for folder in (cfg.results_dir, cfg.runs_dir)):
         return refuse(f"results_dir, runs_dir: expected folders, got {cfg.results_dir!r} and {cfg.runs_dir!r}")
     results, runs = Path(cfg.results_dir), Path(cfg.runs_dir)
     paths = [records.record_path(results, argument) for argument in arguments if argument not in overrides]
@@ -69,6 +69,10 @@ def main(arguments: list[str]) -> int:
                     pass
             except Timeout:
                 print(f"skipped: {title} is being worked on by another process")
+                continue
+            except OSError as error:
+                print(f"skipped: {title}: cannot see whether a process works on it ({error})", file=sys.stderr)
+                problems += 1
                 continue
         try:
             where = replay(folder, record, curve, cfg.logger.project, cfg.logger.entity, cfg.logger.mode)

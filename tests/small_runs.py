@@ -179,8 +179,6 @@ class Seed1Explodes(Cifar10Full):
 class WithDropout(Cifar10Full):
     """A network that draws numbers while it trains."""
 
-    stochastic = True
-
     def __init__(
         self, num_classes: int = 10, ceil_mode: bool = True, lrn: str = "within_channel", init: str = "caffe"
     ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from small_runs import CONF, REPOSITORY, SAMPLE, TINY, Forked, records_in
+from small_runs import CONF, REPOSITORY, SAMPLE, TINY, Forked, records_in, run_script
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError
@@ -254,6 +254,27 @@ def test_a_study_with_a_schedule_that_is_not_there_says_how_to_find_it_and_train
     arguments = [f"+study={tmp_path}/my_study.yaml", "--config-dir", f"{tmp_path}/my_conf", f"results_dir={tmp_path}/r"]
     code, output = Forked(tmp_path / "out.txt", study, [*arguments, f"runs_dir={tmp_path}/runs", "logger=none"]).ends()
     assert code == UNUSABLE and "my_schedules.Sawtooth" in output and "PYTHONPATH=." in output
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_card_of_the_users_that_cannot_be_used_is_refused_with_the_reason(tmp_path):
+    cards = tmp_path / "my_conf" / "experiment"
+    cards.mkdir(parents=True)
+    card = "# @package _global_\ndefaults: [override /schedule: fixed, _self_]\nexperiment: {}\niterations: {}\n"
+    card += "schedule: {{base_lr: 0.1}}\n"
+
+    def refused(name: str, text: str, *overrides: str) -> str:
+        (cards / f"{name}.yaml").write_text(text)
+        where = [f"results_dir={tmp_path}/r", f"runs_dir={tmp_path}/o"]
+        command = ["--config-dir", f"{tmp_path}/my_conf", f"+experiment={name}", *where, *overrides]
+        code, output = Forked(tmp_path / f"{name}.txt", run_script, command).ends()
+        assert code == UNUSABLE and output.count("\n") == 1, output
+        return output
+
+    assert "experiment: there is no card 'elsewhere'" in refused("misnamed", card.format("elsewhere", 9))
+    assert "the card 'half' has to be whole by itself" in refused("half", card.format("half", "???"), "iterations=9")
+    said = refused("cifar10_tri2", card.format("cifar10_tri2", 9))
+    assert f"--config-dir: {cards}/cifar10_tri2.yaml would never be read" in said and "rename it" in said
     assert not (tmp_path / "r").exists()
 
 

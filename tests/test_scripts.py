@@ -106,12 +106,14 @@ def test_a_range_test_that_diverges_is_a_success(tmp_path, script):
 
 def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_path):
     where = [f"results_dir={REPOSITORY}/results", f"runs_dir={tmp_path}"]
-    cfg = compose_config(CONF, ["+experiment=cifar10_range_test", *where])
+    given = ["+experiment=cifar10_range_test", *where, "seed=[0,1]", "eval_every=200", "solver=torch_sgd"]
+    cfg = compose_config(CONF, given)
     finished = [record for record in records_in(REPOSITORY) if record.label == "cifar10_range_test"]
-    printed = runpy.run_path(str(SCRIPT))["bounds"](cfg, finished)
+    printed = runpy.run_path(str(SCRIPT))["bounds"](cfg, finished, given)
     (command,) = re.findall(r"a run between them: python scripts/run.py (.*)", printed)
     plan = plain(compose_config(CONF, command.split()))
     check(plan)
+    assert plan["solver"]["_target_"].endswith("torch_sgd") and plan["seed"] == 0
     lrs = records.learning_rates(describe(plan, 0))
     assert f"schedule.base_lr={lrs.min():g} schedule.max_lr={lrs.max():g} " in command
     assert len(lrs) == 16_001 and lrs[0] == lrs[-1] == lrs.min()
@@ -169,6 +171,22 @@ def test_the_report_of_a_sweep_has_a_failed_runs_message_and_the_log_its_traceba
     assert re.search(r"^  failed .* seed 0  RuntimeError: the cat sat on the cable$", output, re.MULTILINE), output
     assert "Traceback" in output and "1 of 2 runs are done" in output
     assert sorted(record.status for record in records_in(tmp_path)) == ["done", "failed"]
+
+
+def test_the_report_of_a_sweep_has_the_latest_reason(tmp_path, script):
+    assert script("model._target_=small_runs.Fails", sweep=True)[0] == 1
+    code, output = script("model._target_=small_runs.Fails", "data.root=/gone", "data=cifar10", sweep=True)
+    assert code == 1
+    (line,) = re.findall(r"^  failed .* seed 0  (.*)$", output, re.MULTILINE)
+    assert "/gone" in line and "cat" not in line
+
+
+def test_a_sweep_without_a_place_for_its_runs_is_refused_in_one_line(tmp_path, script):
+    (tmp_path / "file").touch()
+    for folder in (f"{tmp_path}/file/runs", "'~/runs'"):
+        code, output = script("seed=0,1", f"runs_dir={folder}", sweep=True)
+        assert code == UNUSABLE and output.startswith("error: runs_dir: ") and output.count("\n") == 1, output
+    assert records_in(tmp_path) == []
 
 
 def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path, script):

@@ -176,7 +176,14 @@ def test_unusable_input_is_refused_before_anything_is_trained(tmp_path, argument
         ("experiments: []", "to have one key with the runs"),
         ("experiments: [3]", "to have one key with the runs"),
         ("experiments: [cifar10_tri2]\nseeds: 5", "to have one key with the runs"),
-        ("experiments: [cifar10_tri2, cifar10_tri2]", "lists cifar10_tri2 twice"),
+        (
+            "experiments: [cifar10_tri2, cifar10_tri2 seed=1]",
+            "expected arms without seed= in .*, got cifar10_tri2 seed=1",
+        ),
+        (
+            "experiments: [cifar10_tri2, cifar10_tri2 data.root=/x]",
+            "has 'cifar10_tri2 data.root=/x' twice, as cifar10_tri2 ",
+        ),
         ("experiments: [cifar10_tri2", "is no YAML file"),
         ("experiments: [cifar10_tri9]", "experiment: there is no 'cifar10_tri9'; did you mean cifar10_tri"),
     ],

@@ -299,7 +299,7 @@ class Record:
     def clock(self) -> tuple[str, ...]:
         """What its seconds depend on: devices, threads, engines, layers, and how many runs shared the process.
 
-        All of what the processes that worked on it had, since each of them measured a part of the seconds.
+        All of what the processes that trained a part of it had, since each of them measured its seconds.
         """
         last = {
             "device": self.device,
@@ -308,7 +308,9 @@ class Record:
             "kernels": self.versions.get("kernels", "torch"),  # older than the compiled layers
             "together": 1,
         }
-        segments = self.segments or [last]
+        ends = [*(segment["iteration"] for segment in self.segments[1:]), self.iterations]
+        trained = [one for one, end in zip(self.segments, ends, strict=False) if one["iteration"] < end]
+        segments = trained or self.segments or [last]
         return tuple(
             " and ".join(sorted({str(segment.get(key, value)) for segment in segments} - {"none"}))
             for key, value in last.items()

@@ -37,12 +37,14 @@ class RunsSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from cyclical_lr.records import ConfigError
-        from cyclical_lr.training import snapshot, sweep
+        from cyclical_lr.training import config, snapshot, sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
+        runs_dir = Path(str(self.config.runs_dir))
+        config.check_writable("runs_dir", runs_dir)
         if self.config.cluster.snapshot:
-            snapshot.go_on_from_copy(Path(self.config.runs_dir))
+            snapshot.go_on_from_copy(runs_dir)
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         jobs, problems = [], {}

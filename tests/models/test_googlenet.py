@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cyclical_lr.models.googlenet import AuxiliaryHead, GoogLeNet, Inception
 from cyclical_lr.solvers import caffe_sgd, param_groups
-from cyclical_lr.training.engine import reference_step, seed_step
+from cyclical_lr.training.engine import draws, reference_step, seed_step
 
 torch.set_num_threads(1)
 
@@ -150,7 +150,7 @@ def test_dropout_drops_what_the_prototxt_says():
     network = weightless()
     ratios = {name: module.p for name, module in network.named_modules() if isinstance(module, nn.Dropout)}
     assert ratios == {"drop5": 0.4, "auxiliary_4a.drop": 0.7, "auxiliary_4d.drop": 0.7}
-    assert network.stochastic
+    assert draws(network)
 
 
 def test_weights_learn_at_1_with_decay_and_biases_at_2_without():

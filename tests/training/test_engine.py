@@ -34,6 +34,7 @@ from cyclical_lr.training.engine import (
     FastEngine,
     check_file,
     choose_engine,
+    draws,
     exact_arithmetic,
     layout,
     reference_step,
@@ -110,8 +111,7 @@ def check_equal(
     networks, solvers = make_runs(network, solver, device)
     others, other_solvers = make_runs(network, solver, device)
     indices, train_set = batches(2, 12, device), images(device, augment)
-    modules = itertools.chain(networks[0].modules(), [train_set])
-    seeds = (5, 6) if any(getattr(module, "stochastic", False) for module in modules) else ()
+    seeds = (5, 6) if draws(networks[0]) or draws(train_set) else ()
     sums = [torch.zeros((), dtype=torch.float64, device=device) for _ in networks]
     engine = FastEngine(networks, solvers, train_set, LRS, sums, seeds)
     adapt(engine)
@@ -157,7 +157,7 @@ def test_a_device_computes_what_the_cpu_does(network, device):
     losses = []
     for model, where in ((ours, device), (theirs, "cpu")):
         x, y = images(where)(torch.arange(32, device=where))
-        if getattr(model, "stochastic", False):  # devices draw differently
+        if draws(model):  # devices draw differently
             model.eval()
         losses.append(F.cross_entropy(model(x), y))
         losses[-1].backward()

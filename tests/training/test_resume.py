@@ -92,9 +92,11 @@ def test_a_run_cut_between_its_last_checkpoint_and_its_record_only_writes_the_re
     straight, run_id = unbroken()
     (first,) = train()
     shutil.rmtree(tmp_path / "results")
-    (outcome,) = train()
+    (outcome,) = train("engine=fast")  # whose process trains nothing
+    assert outcome.record.engine == first.record.engine != outcome.record.segments[-1]["engine"]
     assert outcome.fresh and continued_at(outcome) == [0, 12]
     assert outcome.record.versions == first.record.versions
+    assert outcome.record.clock == first.record.clock
     assert [segment["kernels"] for segment in outcome.record.segments] == [first.record.versions["kernels"], "none"]
     assert_same_bits(tmp_path, straight, run_id)
 

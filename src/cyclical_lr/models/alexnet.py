@@ -22,8 +22,6 @@ class AlexNet(nn.Module):
         init: "caffe" (the prototxt's Gaussians) or "torch" (PyTorch's defaults).
     """
 
-    stochastic = True  # dropout: training seeds torch's generators before each step
-
     def __init__(self, num_classes: int = 1000, caffenet: bool = False, init: str = "caffe") -> None:
         super().__init__()
         started = 1.0 if caffenet else 0.1

@@ -57,7 +57,6 @@ class DenseNet(nn.Module):
             raise ValueError(f"model.drop_rate: expected a probability in [0, 1), got {drop_rate!r}")
         if form not in ("torch7", "caffe"):
             raise ValueError(f"model.form: expected 'torch7' or 'caffe', got {form!r}")
-        self.stochastic = drop_rate > 0  # training then seeds torch's generators before each step
         layers, channels = (depth - 4) // per_layer, 2 * growth_rate if bottleneck else 16
         norm: Norm = caffe_norm if form == "caffe" else nn.BatchNorm2d
 

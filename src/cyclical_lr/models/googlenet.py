@@ -26,8 +26,6 @@ class GoogLeNet(nn.Module):
         init: "caffe" (the prototxt's fillers) or "torch" (PyTorch's defaults).
     """
 
-    stochastic = True  # dropout: training seeds torch's generators before each step
-
     def __init__(self, num_classes: int = 1000, auxiliary: bool = True, init: str = "caffe") -> None:
         super().__init__()
         self.loss_weights = (1.0, 0.3, 0.3) if auxiliary else (1.0,)

@@ -5,10 +5,12 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,19 +44,49 @@ TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
 
 
 def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
-    """The config that `scripts/run.py OVERRIDES` would run. `conf` is the folder of config files."""
+    """The config that `scripts/run.py OVERRIDES` would run. `conf` is the folder of config files.
+
+    Raises:
+        ConfigError: a user's own file has the name of one in `conf`, behind which Hydra would hide it.
+    """
     if GlobalHydra.instance().is_initialized():  # inside scripts/run.py, which composed from the same folder
-        return compose("run", overrides=list(overrides))
+        return _composed(conf, overrides)
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        return compose("run", overrides=list(overrides))
+        return _composed(conf, overrides)
+
+
+def _composed(conf: Path, overrides: Iterable[str]) -> DictConfig:
+    cfg = compose("run", overrides=list(overrides))
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    for folder in {Path(source.path).resolve() for source in sources if source.scheme() == "file"} - {conf.resolve()}:
+        for file in sorted(folder.rglob("*.yaml")):
+            if (ours := conf / file.relative_to(folder)).is_file():
+                raise ConfigError(f"--config-dir: {file} would never be read, since {ours} comes first; rename it")
+    return cfg
 
 
 def label(plan: Mapping[str, Any], conf: Path) -> str:
-    """The label of the runs in `plan`; the unchanged card of their experiment is read from the folder `conf`."""
+    """The label of the runs in `plan`; the unchanged card of their experiment is read from the folder `conf`.
+
+    Raises:
+        ConfigError: there is no card of that name, or it is none without what the command line adds.
+    """
     name, card = plan["experiment"], None
     if name:
-        # Without a folder: what the card itself says of the data, not what lies where it looks for them.
-        card = describe(plain(compose_config(conf, [f"+experiment={name}", "++data.root=null"])), 0)
+        try:
+            # Without a folder: what the card itself says of the data, not what lies where it looks for them.
+            unchanged = compose_config(conf, [f"+experiment={name}", "++data.root=null"])
+        except MissingConfigException as error:
+            raise ConfigError(
+                f"experiment: there is no card {name!r}, by which the run calls itself; a card's `experiment:` is its "
+                "file's name"
+            ) from error
+        try:
+            card = describe(plain(unchanged), 0)
+        except ConfigError as error:
+            raise ConfigError(
+                f"experiment: the card {name!r} has to be whole by itself; labels say what differs from it ({error})"
+            ) from error
     return records.label(name or "custom", describe(plan, seeds(plan["seed"])[0]), card)
 
 
@@ -189,6 +221,22 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
 def _check_whole(key: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{key}: expected a whole number >= {least}, got {value!r}")
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Make the folder of that key where it is missing.
+
+    Raises:
+        ConfigError: nothing can be written there, or its name has a ~ that no shell has replaced.
+    """
+    if str(folder).startswith("~"):
+        raise ConfigError(f"{key}: expected a folder, got {folder}; write out what ~ stands for")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # without a name: nothing is left where this process is killed
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); give another {key}=...") from error
 
 
 def seeds(value: Any) -> list[int]:

@@ -154,7 +154,7 @@ class Ranks(LightningEnvironment):
 class EndAtTerm(pl.Callback):
     """Ends a rank at SIGTERM. Lightning would have the ranks talk about it, wherever each of them is."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in place of Lightning's own, which it sets before this hook
 
     on_validation_start = on_train_start  # the first evaluation comes before any training

@@ -43,6 +43,16 @@ def layout(device: torch.device, precision: str) -> torch.memory_format:
     return torch.contiguous_format if first else torch.channels_last
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether anything in it draws random numbers while it trains: a dropout, or what says so by `stochastic`."""
+    return any(
+        getattr(part, "stochastic", False) or (isinstance(part, DROPOUTS) and part.p > 0) for part in module.modules()
+    )
+
+
 def seed_step(seed: int, iteration: int, rank: int = 0) -> None:
     """Seed torch's global generators for one iteration of a run that draws numbers while it trains.
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from cyclical_lr.records import CurveRow
 from cyclical_lr.training import ddp
-from cyclical_lr.training.engine import FastEngine, layout, reference_step, seed_step
+from cyclical_lr.training.engine import FastEngine, draws, layout, reference_step, seed_step
 
 
 @dataclass
@@ -55,8 +55,9 @@ class Classifier(pl.LightningModule):
     Args:
         members: runs that stand at the same iteration.
         train_set, test_set: modules that map what the loaders yield to (x, y), with `len`. A module in them or in a
-            network that draws random numbers while it trains, from torch's generator of its device, says so by an
-            attribute `stochastic`; a test set of which the top-5 accuracy is wanted too, by `top5`.
+            network that draws random numbers while it trains, from torch's generator of its device, and is none of
+            PyTorch's dropouts, says so by an attribute `stochastic`; a test set of which the top-5 accuracy is wanted
+            too, by `top5`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
         engine: "reference", or "fast" where `engine.unsuited` has nothing against it.
     """
@@ -76,7 +77,7 @@ class Classifier(pl.LightningModule):
         self.train_set, self.test_set = train_set, test_set
         self.lrs: list[float] = lrs.tolist()
         self.top5 = bool(getattr(test_set, "top5", False))
-        self.draws = any(getattr(module, "stochastic", False) for module in self.modules())
+        self.draws = draws(self)
         self.engine = engine
         self.layout = torch.channels_last
         self.iteration = members[0].iteration

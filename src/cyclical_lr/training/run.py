@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
-from cyclical_lr.training.config import check, describe, label, plain, seeds
+from cyclical_lr.training.config import check, check_writable, describe, label, plain, seeds
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.tracking import close_logger, open_logger
@@ -89,11 +88,11 @@ def _claim(
     """Lock the runs that are missing: the outcomes of the others, and the configs of these."""
     results = Path(plan["results_dir"])
     for path in (records.record_path(results, "any"), records.curve_path(results, "any")):
-        _check_writable("results_dir", path.parent)
+        check_writable("results_dir", path.parent)
     outcomes, missing = [], []
     for config in configs:
         run_id, folder = records.run_id(config), _folder(plan, config)
-        _check_writable("runs_dir", folder)
+        check_writable("runs_dir", folder)
         lock = FileLock(folder / "lock")
         try:
             locks.enter_context(lock.acquire(timeout=0.2))  # a look at it (sweep.report) takes an instant
@@ -118,15 +117,6 @@ def _claim(
 
 def _folder(plan: Mapping[str, Any], config: dict[str, Any]) -> Path:
     return Path(plan["runs_dir"]) / records.run_id(config)
-
-
-def _check_writable(key: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):  # without a name: nothing is left where this process is killed
-            pass
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); give another {key}=...") from error
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -323,8 +313,10 @@ def _train_together(
 
 def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], error: Exception | None) -> Record:
     accuracies = [row.test_accuracy for row in member.curve]
-    last = member.segments[-1]
     # The process that writes the record may have had nothing left to train.
+    last = next(
+        (part for part in reversed(member.segments) if part["iteration"] < member.iteration), member.segments[-1]
+    )
     used = (kernels.kind(), *(segment.get("kernels", "none") for segment in reversed(member.segments)))
     data = config["data"]
     return Record(
@@ -341,7 +333,7 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         engine=last["engine"],
         precision=config["precision"],
         device=last["device"],
-        threads=torch.get_num_threads(),
+        threads=last["threads"],
         data_sha256=hashlib.sha256("".join(data.get(key) or "" for key in CHECKSUMS).encode()).hexdigest(),
         config_sha256=records.config_sha256(config),
         commit=last["commit"],

@@ -33,7 +33,7 @@ def trainer_options(options: dict[str, Any]) -> dict[str, Any]:
 class IgnoreTerm(pl.Callback):
     """Trains on after SIGTERM, until Slurm kills the job."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signal.signal(signal.SIGTERM, self._note)  # in place of Lightning's own, which it sets before this hook
 
     on_validation_start = on_train_start  # the first evaluation comes before any training

@@ -1,7 +1,8 @@
 """The code under a queued job: a copy of what was submitted, and the process that goes on from it.
 
 A job may wait for days, and be requeued for weeks. With `cluster.snapshot=true` it, and every continuation of it, runs
-the code and the configs as they were at submission, whatever has become of the working tree.
+the code and the configs as they were at submission, whatever has become of the working tree. What a user has elsewhere,
+a folder of --config-dir or modules on PYTHONPATH, is read where it lies.
 """
 
 import hashlib
@@ -34,13 +35,13 @@ def take(repository: Path, runs_dir: Path) -> Path:
     if copy.exists():
         return copy
     beside = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    for path, data in contents.items():
-        (beside / path).parent.mkdir(parents=True, exist_ok=True)
-        (beside / path).write_bytes(data)
     try:
+        for path, data in contents.items():
+            (beside / path).parent.mkdir(parents=True, exist_ok=True)
+            (beside / path).write_bytes(data)
         beside.rename(copy)  # whole or not at all
     except OSError:
-        shutil.rmtree(beside)
+        shutil.rmtree(beside, ignore_errors=True)
         if not copy.exists():  # else another submission was quicker
             raise
     return copy

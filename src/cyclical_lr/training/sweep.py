@@ -98,16 +98,18 @@ def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple
         record = records.read_record(path) if path.exists() else None
     except records.ConfigError as error:
         return "failed", str(error)
-    if record is not None:
+    if record is not None and record.status != "failed":
         accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
         return record.status, record.message or accuracy
-    try:
-        with FileLock(job.runs_dir / run_id / "lock").acquire(timeout=0):
+    lock = job.runs_dir / run_id / "lock"
+    if lock.exists():
+        try:
+            with FileLock(lock).acquire(timeout=0):
+                pass
+        except Timeout:
+            return "running", f"another process is working on it ({lock.parent})"
+        except OSError:  # another user's
             pass
-    except Timeout:
-        return "running", f"another process is working on it ({job.runs_dir / run_id})"
-    except OSError:  # it was never begun
-        pass
     if job.title in problems:
         return "failed", problems[job.title]
-    return "missing", "ended without a record"
+    return ("missing", "ended without a record") if record is None else (record.status, record.message)
