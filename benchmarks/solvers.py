@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of scripts/run.py, such as data=cifar10_sample")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
+    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
 
     arms, device = make_arms(args.overrides)
     chunk = CHUNK[device.type]

@@ -1,7 +1,10 @@
 """What every test shares: one thread, and the real data where they are."""
 
 import os
+import re
+import shutil
 import signal
+import subprocess
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: its threads only wait on a shared machine
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and handed on to what a test starts
@@ -37,6 +40,30 @@ def real_data() -> Path:
             f"get it with torchvision.datasets.CIFAR10({str(root)!r}, download=True) (a slow host)"
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def committed_results() -> Path:
+    """The folder results/, where it has no runs but those that are committed."""
+    folder = Path(__file__).parents[1] / "results"
+    command = ["git", "-C", str(folder), "status", "--porcelain", "--", "."]
+    changed = subprocess.run(command, capture_output=True, text=True).stdout if shutil.which("git") else ""
+    if changed:
+        pytest.skip(
+            f"needs a results/ without runs of your own, has {changed.split()[1]}: scripts/report.py, and commit"
+        )
+    return folder
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `CYCLICAL_LR_ALL_TESTS` set, as in .ci/run, a test that lacks anything but a kind of device fails."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or "CYCLICAL_LR_ALL_TESTS" not in os.environ:
+        return
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", ())]
+    if lacking := sorted({reason for reason in reasons if not re.search("GPU|CPU|empty parameter set", reason)}):
+        reporter.write_line(f"skipped, and should not have been: {'; '.join(lacking)}", red=True)
+        session.exitstatus = 1
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -148,6 +149,17 @@ class Study:
             time.sleep(0.002)
         return None
 
+    def stop_writer(self, seconds: float = 30) -> Forked | None:
+        """One that stands still in the middle of writing a file; None where none could be stopped there for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and (victim := self.await_writer()):
+            with suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGSTOP)
+                if victim in self.writers():
+                    return victim
+                os.kill(victim.pid, signal.SIGCONT)  # it was quicker
+        return None
+
     def aim(self, chance: random.Random) -> Forked:
         """A process to be killed now.
 
@@ -158,6 +170,8 @@ class Study:
         victim = None
         if aim == "ending":
             victim = self.await_writer(f"-{ITERATIONS:09d}", seconds=1)
+        elif aim == "writing":
+            victim = self.stop_writer()
         if aim != "anyone" and victim is None:
             victim = self.await_writer()
         if aim != "writing":
@@ -221,7 +235,7 @@ def soak(folder: Path, runs: int, faults: int, processes: int, seed: int = 0) ->
     try:
         while len(disturbed.killed) < faults and (done := disturbed.progress()) < 1:
             assert time.monotonic() - started < PATIENCE, f"{len(disturbed.killed)} faults, {done:.0%} of the study"
-            due = min(faults, int(done * faults / 0.9) + 1) - len(disturbed.killed)
+            due = min(faults, int(done * faults / 0.7) + 1) - len(disturbed.killed)
             if due >= LATE:
                 chance.shuffle(disturbed.alive)
                 victims = dict.fromkeys(disturbed.writers() + disturbed.alive)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu_check
 import report
+import solvers
 import step
 
 from cyclical_lr.report.collect import collect
@@ -35,6 +36,17 @@ def test_a_recipes_run_is_timed_beside_the_usual_one(monkeypatch):
     cpu = torch.device("cpu")
     ((ours, usual),) = gpu_check.images_per_second_of("cifar10_sd_lr01", small, cpu, blocks=2, batches=3, rounds=1)
     assert 0 < ours < 100 * usual
+
+
+def test_each_methods_iteration_is_timed_under_either_policy(monkeypatch, tmp_path, capsys):
+    small = ["data=cifar10_sample", "data.batch_size=4", f"--out={tmp_path}", "--minutes=0.0001"]
+    monkeypatch.setattr(sys, "argv", ["solvers.py", *small])
+    solvers.main()
+    (path,) = tmp_path.iterdir()
+    measured = json.loads(path.read_text())
+    assert measured["overrides"] == small[:2] and set(measured["milliseconds"]) == set(solvers.CARDS)
+    assert all(min(row) > 0 for times in measured["milliseconds"].values() for row in times.values())
+    assert "fixed / SGD with CLR" in capsys.readouterr().out
 
 
 def test_the_kernels_of_an_iteration_are_listed(monkeypatch):

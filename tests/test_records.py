@@ -236,8 +236,8 @@ def test_a_full_disk_leaves_the_file_before_intact_and_nothing_beside_it(tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_committed_records_still_hash_to_their_names():
-    paths = sorted((REPOSITORY / "results" / "runs").glob("*.json"))
+def test_committed_records_still_hash_to_their_names(committed_results):
+    paths = sorted((committed_results / "runs").glob("*.json"))
     assert paths
     for path in paths:
         record = records.read_record(path)

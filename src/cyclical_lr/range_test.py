@@ -146,8 +146,8 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
         return "no onset: the accuracy is NaN from the first LR on; start at a lower one"
     chance = accuracy[0] if thresholds.chance is None else thresholds.chance
     height = float(accuracy.max() - chance)
+    after = f", and {diverged}" if diverged else ""
     if height < thresholds.min_rise:
-        after = f", and {diverged}" if diverged else ""
         return (
             f"no onset: the accuracy stays below {chance + thresholds.min_rise:.1f} %, {thresholds.min_rise:g} points "
             f"above {chance:.1f} %{after}; test a wider range of LRs, or longer"
@@ -156,7 +156,8 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
     last = len(lr) - thresholds.sustained
     onset = next((i for i in range(last + 1) if above[i : i + thresholds.sustained].all()), None)
     if onset is None:
-        return f"no onset: the accuracy rises to {accuracy.max():.1f} %, but not for {thresholds.sustained} evaluations"
+        few = f"but not for {thresholds.sustained} evaluations"
+        return f"no onset: the accuracy rises to {accuracy.max():.1f} %, {few}{after}; evaluate more often"
     if onset == 0:
         return f"no onset: the accuracy is {accuracy[0]:.1f} % at the first LR, {_short(lr[0])}; start at a lower one"
     return _Rise(lr, accuracy, onset - 1, height, diverged)

@@ -216,7 +216,7 @@ def test_finished_images_are_not_redone_and_their_problems_not_forgotten(odd, tm
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_preparation_continues_to_the_same_bits(odd, tmp_path, workers):
     big = save(tmp_path / "big.JPEG", picture(7, (1500, 1000)))
-    for number in range(30):
+    for number in range(60):
         (odd / "train" / "n02" / f"big_{number:02}.JPEG").hardlink_to(big)
     unbroken, dest = tmp_path / "unbroken", tmp_path / "dest"
     prepare(odd, unbroken)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cyclical_lr.report import collect as collecting
 from cyclical_lr.report import gallery, headline, markup, page
 from cyclical_lr.report.collect import Results, collect
 
@@ -88,11 +89,22 @@ def some(paper, tmp_path, add_run):
 # The committed page ---------------------------------------------------------------------------------------------------
 
 
-def test_the_committed_page_is_what_the_results_give(committed):
+def test_the_committed_page_is_what_the_results_give(committed, committed_results):
     """A mismatch means: python scripts/report.py, then commit results/, paper_figures/ and README.md."""
     expected = html_of(committed, RESULTS, page.pictures(gallery.FIGURES.values(), FIGURES))
     found = (RESULTS / "report.html").read_text(encoding="utf-8")
     assert found == expected, "results/report.html is out of date: run python scripts/report.py"
+
+
+def test_so_are_the_committed_tables_claims_and_runs(committed, committed_results, tmp_path):
+    written = [
+        collecting.write_runs(tmp_path, committed.results),
+        *markup.write_tables(tmp_path, committed.paper, committed.tables),
+        markup.write_claims(tmp_path, committed.paper, committed.verdicts),
+    ]
+    for path in written:
+        committed_file = committed_results / path.relative_to(tmp_path)
+        assert committed_file.read_bytes() == path.read_bytes(), f"{committed_file}: run python scripts/report.py"
 
 
 def test_the_committed_page_is_under_5_mb_and_holds_every_figure():

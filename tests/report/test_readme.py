@@ -17,9 +17,9 @@ def between_markers(text):
     return text.partition(readme.BEGIN + "\n")[2].partition(readme.END)[0]
 
 
-def test_the_readme_says_what_the_results_say(paper):
+def test_the_readme_says_what_the_results_say(paper, committed_results):
     """A mismatch means: python scripts/report.py, then commit results/, paper_figures/ and README.md."""
-    results = collect(REPOSITORY / "results")
+    results = collect(committed_results)
     assert results.records and not results.problems
     block = readme.block(headline.make_report(paper, results), CONF)
     assert between_markers(README.read_text(encoding="utf-8")) == block, "README.md: run python scripts/report.py"

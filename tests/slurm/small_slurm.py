@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -42,6 +43,16 @@ PartitionName=urgent Nodes=localhost PriorityTier=2
 """
 
 
+def _free_ports(count: int) -> list[int]:
+    """Below those that the system gives to connections, one of which could take them before a daemon does."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        if len(found) < count:
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                found.append(port)
+    return found
+
+
 class Slurm:
     """The daemons, and what an administrator does."""
 
@@ -51,11 +62,8 @@ class Slurm:
         self.hurried: dict[str, float] = {}  # when a requeued job's wait was last cut short
         for name in ("state", "spool"):
             (folder / name).mkdir()
-        ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-        numbers = [port.getsockname()[1] for port in ports]
-        for port in ports:
-            port.close()
-        self.config.write_text(CONFIG.format(folder=folder, controller_port=numbers[0], node_port=numbers[1]))
+        controller_port, node_port = _free_ports(2)
+        self.config.write_text(CONFIG.format(folder=folder, controller_port=controller_port, node_port=node_port))
         self.environment = {**os.environ, "SLURM_CONF": str(self.config)}
 
     def start(self) -> None:
@@ -81,7 +89,8 @@ class Slurm:
         self.daemons["slurmd"].wait()
 
     def stop(self) -> None:
-        subprocess.run(["scancel", "--me"], env=self.environment, capture_output=True, timeout=10)
+        with suppress(subprocess.TimeoutExpired):  # of a controller that is no more
+            subprocess.run(["scancel", "--me"], env=self.environment, capture_output=True, timeout=10)
         self._kill(lambda name, environment: True)
         for daemon in self.daemons.values():
             daemon.wait()
@@ -96,6 +105,8 @@ class Slurm:
         """
         end = time.monotonic() + seconds
         while not condition():
+            ended = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
+            assert not ended, [(self.folder / f"{name}.out").read_text() for name in ended]
             assert time.monotonic() < end, self("squeue", "--array") + self("sinfo")
             if "slurmd" in self.daemons:
                 for line in self("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():

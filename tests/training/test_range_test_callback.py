@@ -283,8 +283,8 @@ def test_the_suggestion_is_printed_and_bounds_are_kept(capsys):
     assert out.startswith("LR range test, 1 seed, LR 0 to 0.5\n") and "max_steps" not in out
     assert test.bounds is not None and test.bounds.base_lr is not None
     assert trainer.global_step == 0
-    if test.bounds.max_lr is not None:
-        assert f"schedule.base_lr={test.bounds.base_lr:g}" in out and "schedule.stepsize=28" in out  # 4 epochs of 7
+    assert test.bounds.max_lr is not None
+    assert f"schedule.base_lr={test.bounds.base_lr:g}" in out and "schedule.stepsize=28" in out  # 4 epochs of 7
 
 
 def test_a_resumed_fit_is_not_tested_again_and_has_the_curve(tmp_path, capsys):

@@ -18,7 +18,7 @@ from cyclical_lr import records
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
 from cyclical_lr.training import provenance
-from cyclical_lr.training.run import summary
+from cyclical_lr.training.run import COMMIT, DIRTY, summary
 
 EVERY_ITERATION = "checkpoint_seconds=0"
 COLUMNS = (
@@ -59,7 +59,7 @@ def test_the_record_has_every_column_and_the_provenance_of_the_run(tmp_path, tra
     assert (record.status, record.message, record.iterations, record.seed) == ("done", "", 12, 3)
     assert (record.precision, record.threads, record.engine) == ("float32", 1, "reference")
     assert record.device == provenance.device_name(torch.device("cpu"))
-    assert (record.commit, record.dirty) == provenance.commit()
+    assert (record.commit, record.dirty) == (COMMIT, DIRTY)
     assert record.versions["torch"] == torch.__version__.partition("+")[0]
     assert record.started <= record.ended and record.started.endswith("+00:00")
     assert record.train_seconds > 0 and record.eval_seconds > 0

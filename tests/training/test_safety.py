@@ -194,7 +194,7 @@ def test_committed_results_and_configs_hold_no_key():
     # A W&B key is 40 hexadecimal digits, as a commit is: only those that a record calls a commit may stand there.
     found = []
     for path in [*(REPOSITORY / "results").rglob("*.*"), *CONF.rglob("*.yaml")]:
-        if path.suffix in (".json", ".csv", ".yaml", ".md"):
+        if path.suffix in (".json", ".csv", ".yaml", ".md", ".html", ".tex"):
             text = path.read_text(encoding="utf-8")
             commits = set(re.findall(r'"commit": "([0-9a-f]{40})"', text))
             if path.name == "runs.csv":

@@ -22,7 +22,7 @@ JOB = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM
 
 @pytest.mark.slow
 def test_a_submitted_job_trains_on_after_sigterm_until_slurm_kills_it(tmp_path):
-    length = ("iterations=80", "eval_every=30")
+    length = ("iterations=300", "eval_every=100")
     overrides = tiny(tmp_path, *length, "checkpoint_seconds=0")
     process = Forked(tmp_path / "out.txt", run_script, overrides, **JOB, SUBMITIT_EXECUTOR="slurm")
     while not any(checkpoints(tmp_path, folder.name) for folder in (tmp_path / "runs").glob("*")):

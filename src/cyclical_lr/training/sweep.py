@@ -93,16 +93,8 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
 
 def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
     run_id = records.run_id(one)
-    path = records.record_path(job.results_dir, run_id)
-    try:
-        record = records.read_record(path) if path.exists() else None
-    except records.ConfigError as error:
-        return "failed", str(error)
-    if record is not None and record.status != "failed":
-        accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
-        return record.status, record.message or accuracy
-    lock = job.runs_dir / run_id / "lock"
-    if lock.exists():
+    path, lock = records.record_path(job.results_dir, run_id), job.runs_dir / run_id / "lock"
+    if lock.exists():  # looked at before the record, which another process may be about to write
         try:
             with FileLock(lock).acquire(timeout=0):
                 pass
@@ -110,6 +102,13 @@ def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple
             return "running", f"another process is working on it ({lock.parent})"
         except OSError:  # another user's
             pass
+    try:
+        record = records.read_record(path) if path.exists() else None
+    except records.ConfigError as error:
+        return "failed", str(error)
+    if record is not None and record.status != "failed":
+        accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
+        return record.status, record.message or accuracy
     if job.title in problems:
         return "failed", problems[job.title]
     return ("missing", "ended without a record") if record is None else (record.status, record.message)
