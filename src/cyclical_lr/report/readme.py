@@ -33,8 +33,8 @@ def write_readme(readme: Path, block: str) -> Path:
 def block(report: Report, conf: Path) -> str:
     """The Markdown between the markers; `conf` is the folder of configs."""
     figure1 = yaml.safe_load((conf / "paper" / "figure1.yaml").read_text(encoding="utf-8"))
-    parts = [f"**{headline.lead(report)}**\n", f"{headline.rules(report)}\n"]
-    parts += ["".join(f"- {sentence}\n" for sentence in headline.found(report))]
+    parts = [f"**{headline.lead(report)}**\n", "".join(f"- {sentence}\n" for sentence in headline.found(report))]
+    parts.append(f"{headline.rules(report)}\n")
     if len(rows := headline.measured_rows(report)):
         parts.append(_rows(rows))
     parts.append("Rows of the paper that have a run: " + ", ".join(headline.coverage(report)) + ".\n")
