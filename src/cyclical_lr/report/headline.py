@@ -91,11 +91,10 @@ def rules(report: Report) -> str:
         "n counts seeds. A seed draws the initial weights; the order of the images and the test set are always the "
         "same, so that intervals cover initialisations and rounding alone. Verdicts follow rules that were fixed "
         "beforehand (`conf/paper/verdicts.yaml`). A number of the paper is reproduced if a new run of ours may be "
-        "expected there "
-        f"({100 * number['confidence']:g} % prediction interval, at least ±{number['floor']:g} points; inconclusive if "
-        f"wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points by two one-sided "
-        f"tests, above is one such test, both at p ≤ {equal['alpha']:g} after Holm's correction within the claim's "
-        "family, claims not run among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
+        f"expected there ({100 * number['confidence']:g} % prediction interval, at least ±{number['floor']:g} points; "
+        f"inconclusive if wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points "
+        f"by two one-sided tests, above is one such test, both at p ≤ {equal['alpha']:g} after Holm's correction within "
+        "the claim's family, claims not run among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
         f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
     )
 
@@ -215,7 +214,7 @@ def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
 def _mistakes(results: Results) -> str:
     """What CLR loses where one of Caffe's details is missed, from the mean of the faithful port.
 
-    Seeds are not paired: after so many iterations rounding alone parts two runs of one seed about as far as two seeds.
+    Seeds are not paired: rounding alone parts two runs of one seed more than half as far as two seeds (DEVIATIONS.md).
     """
     (faithful, end, _), *others = [row for rows in arms.MISTAKES.values() for row in rows]
     port = read_cell(results, faithful, end)
