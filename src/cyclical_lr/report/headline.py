@@ -87,15 +87,15 @@ def rules(report: Report) -> str:
     """What intervals and verdicts mean, in Markdown, by the numbers of the rules."""
     paper = report.paper
     number, equal, seeds = paper.rule("number"), paper.rule("equal"), paper.verdicts["seeds"]
-    confidence, alpha = f"{100 * number['confidence']:g} %", f"{equal['alpha']:g}"
+    level, alpha = f"{100 * number['confidence']:g} %", f"{equal['alpha']:g}"
     return (
         "n counts seeds. A seed draws the initial weights; the order of the images and the test set are always the "
         "same, so that intervals cover initialisations and rounding alone. Verdicts follow rules that were fixed "
         "beforehand (`conf/paper/verdicts.yaml`). A number of the paper is reproduced if a new run of ours may be "
-        f"expected there ({confidence} prediction interval, at least ±{number['floor']:g} points; inconclusive if wider "
-        f"than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points by two one-sided tests, "
-        f"above is one such test, both at p ≤ {alpha} after Holm's correction within the claim's family, claims not run "
-        "among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
+        f"expected there ({level} prediction interval, at least ±{number['floor']:g} points; inconclusive if "
+        f"wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points by two one-sided "
+        f"tests, above is one such test, both at p ≤ {alpha} after Holm's correction within the claim's family, claims "
+        "not run among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
         f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
     )
 
