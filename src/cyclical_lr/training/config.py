@@ -59,8 +59,8 @@ def _composed(conf: Path, overrides: Iterable[str]) -> DictConfig:
     cfg = compose("run", overrides=list(overrides))
     sources = GlobalHydra.instance().config_loader().get_sources()
     for folder in {Path(source.path).resolve() for source in sources if source.scheme() == "file"} - {conf.resolve()}:
-        for file in sorted(folder.rglob("*.yaml")):
-            if (ours := conf / file.relative_to(folder)).is_file():
+        for ours in sorted(conf.rglob("*.yaml")):
+            if (file := folder / ours.relative_to(conf)).is_file():
                 raise ConfigError(f"--config-dir: {file} would never be read, since {ours} comes first; rename it")
     return cfg
 
