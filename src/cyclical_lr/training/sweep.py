@@ -32,9 +32,10 @@ class Job:
     @property
     def missing(self) -> list[dict[str, Any]]:
         """The configs of runs without a record that is final; one that cannot be read is none."""
-        return [one for one in self.configs if not self._is_over(records.run_id(one))]
+        return [one for one in self.configs if not self.is_over(records.run_id(one))]
 
-    def _is_over(self, run_id: str) -> bool:
+    def is_over(self, run_id: str) -> bool:
+        """Whether the run has a record that is final."""
         try:
             return records.is_over(self.results_dir, run_id)
         except records.ConfigError:  # the run will say so
@@ -94,7 +95,7 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
 def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
     run_id = records.run_id(one)
     path, lock = records.record_path(job.results_dir, run_id), job.runs_dir / run_id / "lock"
-    if lock.exists():  # looked at before the record, which another process may be about to write
+    if not job.is_over(run_id) and lock.exists():
         try:
             with FileLock(lock).acquire(timeout=0):
                 pass
@@ -102,7 +103,7 @@ def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple
             return "running", f"another process is working on it ({lock.parent})"
         except OSError:  # another user's
             pass
-    try:
+    try:  # after the look at the lock: whoever held it may have written the record since
         record = records.read_record(path) if path.exists() else None
     except records.ConfigError as error:
         return "failed", str(error)
