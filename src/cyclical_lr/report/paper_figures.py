@@ -101,6 +101,7 @@ FIGURES = {
         "The LR range test of AlexNet on ImageNet: validation accuracy against the LR, with three points of the "
         "paper's curve that were read off by eye.",
         ("imagenet_alexnet_range_test",),
+        "figure7",
     ),
     8: PaperFigure(
         "Validation accuracy of AlexNet on ImageNet against the iteration, fixed against CLR. The paper's caption says "
@@ -122,6 +123,7 @@ FIGURES = {
     11: PaperFigure(
         "The LR range test of GoogLeNet on ImageNet: validation accuracy against the LR.",
         ("imagenet_googlenet_range_test",),
+        "figure11",
     ),
     12: PaperFigure(
         "Validation accuracy of GoogLeNet on ImageNet against the iteration, fixed against triangular2.",
