@@ -116,7 +116,8 @@ def arms(file: Path) -> list[str]:
 
 def train(cfg: DictConfig) -> None:
     """What is done in each job: a run, and what a person reads of it."""
-    from cyclical_lr.training.run import run, summary
+    from cyclical_lr.report.ending import summary
+    from cyclical_lr.training.run import run
 
     for outcome in run(cfg, CONF):
         if outcome.fresh and outcome.record is not None:

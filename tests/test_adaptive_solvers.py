@@ -228,6 +228,17 @@ def test_adams_delta_comes_before_the_bias_correction():
     assert weight.weight.item() == pytest.approx(-0.0307, rel=1e-2)
 
 
+def test_adams_first_correction_keeps_its_digits_in_float32():
+    """1 - 0.999 in float32 is wrong in the fifth digit."""
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(weight.weight)
+    optimizer = caffe_adam(weight)
+    set_lr(optimizer, 1.0)
+    weight.weight.grad = torch.ones_like(weight.weight)
+    optimizer.step()
+    assert weight.weight.item() == pytest.approx(-1.0, rel=2e-6)
+
+
 def test_adam_counts_every_step_of_a_group_whichever_of_its_parameters_have_a_gradient():
     weights = nn.ParameterList(nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
     alone = nn.ParameterList([nn.Parameter(torch.zeros(1, dtype=torch.float64))])

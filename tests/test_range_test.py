@@ -130,6 +130,16 @@ def test_a_fall_without_recovery_is_not_ragged_nor_is_one_within_the_noise():
     assert by("raggedness", curve(tent)) is None
     assert by("raggedness", curve(zigzag), noise=3.0) is None
     assert by("raggedness", curve(zigzag), roughness=9.0) is None
+    falls = [tent(i) + 1.5 * (i > 10 and i % 2) - 4 * (i > 10) for i in range(21)]
+    falls[16] = falls[15] + 1.0  # a recovery, of a point
+    assert by("raggedness", curve(falls)) is None
+
+
+@pytest.mark.parametrize(("after", "found"), [(1.0, None), (0.0, 10)])
+def test_a_knee_has_to_be_worth_its_two_parameters(after, found):
+    """From a slope of 2 to one of `after`, under a wave of 3 points: at 1 a knee fits better, and not by enough."""
+    bent = curve(lambda i: 10 + 2 * min(i, 10) + after * max(i - 10, 0) + 3 * (-1) ** i)
+    assert by("plateau", bent) == found
 
 
 # Every threshold is an argument ---------------------------------------------------------------------------------------

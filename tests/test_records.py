@@ -191,6 +191,12 @@ def test_a_record_and_a_curve_come_back_as_they_were_written(tmp_path):
     assert math.isnan(read[0].train_loss) and replace(read[0], train_loss=0.0) == replace(ROWS[0], train_loss=0.0)
 
 
+def test_the_clock_is_of_the_processes_that_trained():
+    segments = [{"iteration": at, "device": device} for at, device in ((0, "a cpu"), (60, "another"), (100, "a third"))]
+    devices, *_ = replace(RECORD, segments=segments).clock
+    assert devices == "a cpu and another"  # the third only wrote the record
+
+
 CIFAR_HEADER = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds"
 
 

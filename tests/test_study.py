@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from small_runs import CONF, REPOSITORY, Forked, records_in
 
 from cyclical_lr import records
 from cyclical_lr.report.arms import LATER_POLICIES, MISTAKES
+from cyclical_lr.training import sweep
 from cyclical_lr.training.config import check, compose_config, describe, label, plain
 from cyclical_lr.training.local import Progress
 from cyclical_lr.training.sweep import Job
@@ -207,6 +209,18 @@ def test_a_record_that_cannot_be_read_fails_its_run_alone_in_one_paragraph(tmp_p
         rf"^  failed +cifar10_fixed_25k.* seed 0 .*{path.name} is not a run's record", output, re.MULTILINE
     )
     assert re.search(r"^  done +cifar10_tri2", output, re.MULTILINE)
+
+
+def test_a_run_that_is_over_is_done_whoever_holds_its_lock(tmp_path, caplog):
+    overrides = ["+experiment=cifar10_fixed_25k", *TINY.split()]
+    where = [f"results_dir={tmp_path}/results", f"runs_dir={tmp_path}/runs", "logger=none", "threads=1"]
+    assert study(tmp_path, [f"cifar10_fixed_25k {TINY}"], "threads=1")[0] == 0
+    job = sweep.plan_job(compose_config(CONF, [*overrides, *where]), CONF, overrides)
+    (lock,) = (tmp_path / "runs").glob("*/lock")
+    caplog.set_level("INFO")
+    with FileLock(lock):
+        assert sweep.report([job], {})
+    assert "1 of 1 runs are done" in caplog.text
 
 
 def test_help_lists_every_study():

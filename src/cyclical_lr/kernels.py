@@ -57,36 +57,33 @@ def takes(x: Tensor) -> bool:
 
     They do not while torch traces the network (`torch.compile`, `torch.export`): its tensors have no memory then.
     """
-    return (
+    global _asked
+    fits = (
         x.device.type == "cpu"
         and x.dtype in SUFFIXES
         and x.dim() == 4
         and x.shape[1] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
-        and _library() is not None
     )
+    _asked = _asked or fits
+    return fits and _library() is not None
 
 
 def begin_run() -> None:
     """Have `kind` speak of what runs from now on: a process may train several networks, one after another."""
-    global _asked_before
-    _asked_before = _asked()
+    global _asked
+    _asked = False
 
 
 def kind() -> str:
     """Which layers have run: "compiled", "torch" for lack of them, or "none" where none asked for them."""
-    if _asked() == _asked_before:
+    if not _asked:
         return "none"
     return "torch" if _library() is None else "compiled"
 
 
-def _asked() -> int:
-    calls = _library.cache_info()
-    return calls.hits + calls.misses
-
-
-_asked_before = 0
+_asked = False
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ every LR read off is one that was tried: the distance between two evaluations is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclical_lr.records import CurveRow, Record
 from cyclical_lr.schedules import RangeTest
+
+if TYPE_CHECKING:  # a training loop of your own needs no Hydra
+    from cyclical_lr.records import CurveRow, Record
 
 Array = np.ndarray[Any, Any]
 Found = tuple[float | None, str]
@@ -57,7 +59,7 @@ class Curve:
             raise ValueError(f"curve.accuracy: expected percent, 0 to 100, got {self.accuracy}; convert first")
 
 
-def curve_of(record: Record, rows: Sequence[CurveRow]) -> Curve:
+def curve_of(record: "Record", rows: "Sequence[CurveRow]") -> Curve:
     """The curve of a finished run of the study under `schedule=range_test`, up to where its LR stops rising.
 
     With a NaN at the LR where it diverged.

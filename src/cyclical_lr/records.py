@@ -401,7 +401,7 @@ def read_curve(path: Path) -> list[CurveRow]:
         if any(len(row) != len(header) for row in rows):
             raise ValueError("a row has more or fewer values than its first line")
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, csv.Error) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
 
 

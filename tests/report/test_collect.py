@@ -271,3 +271,10 @@ def test_a_range_test_whose_lrs_do_not_rise_is_named_and_left_out(tmp_path, add_
     assert list(results.records) == [kept.run_id]
     (problem,) = results.problems
     assert left_out.run_id in problem and "its LRs do not rise" in problem
+
+
+def test_the_ramp_of_a_compressed_range_test_ends_as_much_earlier(tmp_path, add_run):
+    ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.001, "stepsize": 4000}
+    held = {iteration: min(1e-6 * iteration, 0.001) for iteration in CURVE}  # four times as fast, up to 1,000
+    add_run("cifar10_range_test", 0, CURVE, held, config={"schedule": ramp, "compress": 4})
+    assert collect(tmp_path).problems == ()

@@ -47,6 +47,11 @@ def test_a_share_is_taken_seed_by_seed(paper):
     assert verdicts.share(paper, at(), at(*late))[0].text == "not run"
 
 
+def test_a_seed_that_learns_nothing_has_no_share(paper):
+    found, (ratio,) = verdicts.share(paper, at(10.0, 73.0, 73.0, 73.0), at(10.0, 80.0, 80.0, 80.0))
+    assert found.verdict == "reproduced" and ratio.value == pytest.approx(0.9)
+
+
 # ---- bounds ----------------------------------------------------------------------------------------------------------
 
 PAPERS_CHOICE = {"base_lr": 0.001, "max_lr": 0.006}

@@ -8,6 +8,7 @@ import json
 import types
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from small_runs import WithDropout
@@ -203,6 +204,15 @@ def test_a_step_is_seeded_as_by_torch():
     assert torch.equal(drawn, torch.rand(4))
     seed_step(3, 142)
     assert not torch.equal(drawn, torch.rand(4))
+
+
+def test_what_a_step_draws_is_neither_an_epochs_order_nor_another_ranks():
+    torch.manual_seed(int(np.random.SeedSequence((3, 141)).generate_state(1)[0]))  # as data/order.py
+    seeds = {torch.initial_seed()}
+    for rank in range(3):
+        seed_step(3, 141, rank)
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 4
 
 
 @pytest.mark.parametrize(

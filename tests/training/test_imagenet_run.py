@@ -11,8 +11,9 @@ from small_imagenet import CutData, prepared
 from small_runs import CONF, SCRIPT, Forked, PowerCut, assert_same_bits, checkpoints, curve, run_script
 
 from cyclical_lr import records
+from cyclical_lr.report.ending import summary
 from cyclical_lr.training.config import compose_config
-from cyclical_lr.training.run import Outcome, run, summary
+from cyclical_lr.training.run import Outcome, run
 
 QUICK = (
     *("+experiment=imagenet_alexnet_tri2", "data=imagenet_subset", "data.num_classes=6", "data.batch_size=4"),

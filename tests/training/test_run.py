@@ -4,21 +4,19 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from filelock import FileLock
-from small_runs import CONF, PowerCut, assert_same_bits, checkpoint, checkpoints, curve, cut, train
+from small_runs import PowerCut, assert_same_bits, checkpoint, checkpoints, curve, cut, train
 
 from cyclical_lr import records
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
 from cyclical_lr.training import provenance
-from cyclical_lr.training.run import COMMIT, DIRTY, summary
+from cyclical_lr.training.run import COMMIT, DIRTY
 
 EVERY_ITERATION = "checkpoint_seconds=0"
 COLUMNS = (
@@ -93,16 +91,19 @@ def test_a_resumed_run_lists_its_segments(train):
     assert record.started <= record.segments[0]["started"] <= record.segments[1]["started"] <= record.ended
 
 
-def test_what_is_shown_at_the_end_stands_beside_every_number_of_the_papers_tables(tmp_path, train):
-    record = train()[0].record
-    for number in (
-        row for table in (1, 3, 4) for row in yaml.safe_load((CONF / f"paper/table{table}.yaml").read_text())["rows"]
-    ):
-        name = number["experiment"]
-        shown = summary(replace(record, experiment=name, label=name), CONF, tmp_path / "results")
-        at = number["iterations"] or 12  # Table 4's are of a run's end
-        beside = f"ours there {record.test_accuracy:.2f} %" if at == 12 else "not reached"
-        assert f"  paper  {number['accuracy']} % at {at:,} ({number['where']}); {beside}\n" in shown
+def test_the_training_loss_of_a_row_is_the_mean_since_the_row_before(tmp_path, train):
+    def losses(run_id):
+        rows = records.read_curve(records.curve_path(tmp_path / "results", run_id))
+        return {row.iteration: row.train_loss for row in rows if row.iteration}
+
+    record = train("iterations=18")[0].record
+    coarse = losses(record.run_id)
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "runs")
+    each = losses(train("iterations=18", "eval_every=1")[0].run_id)
+    assert list(coarse) == [6, 12, 18]
+    for end, loss in coarse.items():
+        assert loss == pytest.approx(np.mean([each[end - i] for i in range(6)]), rel=1e-5)
 
 
 def test_compress_runs_the_same_lrs_in_fewer_iterations(tmp_path, train):

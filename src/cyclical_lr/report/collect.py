@@ -5,7 +5,6 @@ records without a curve or at odds with it, and runs that carry the label of a c
 run is writing this moment is no problem: it is there the next time.
 """
 
-import csv
 import json
 import math
 import time
@@ -237,10 +236,7 @@ def _check_config(path: Path, record: Record) -> None:
 
 
 def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
-    try:
-        curve = records.read_curve(path)
-    except (IndexError, csv.Error) as error:
-        raise ValueError(f"{path} is not a run's curve: {error}") from error
+    curve = records.read_curve(path)
     accuracies = [row.test_accuracy for row in curve]
     if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a run's curve: its iterations do not rise")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from cyclical_lr.report import arms, markup, statistics, tables, wording
 from cyclical_lr.report.collect import Cell, Results, read_cell
-from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.times import TimeToTarget
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_RUN, REPRODUCED, Verdict, decide
 
@@ -340,7 +340,7 @@ def coverage(report: Report) -> list[str]:
     for name in tables.DESCRIBED_BY:
         rows = report.tables[name][report.tables[name]["section"] == "paper"]
         run = set(rows["label"][rows["verdict"] != NOT_RUN])
-        readings = list(filter(None, map(tables.experiments_of, report.paper.tables[name])))
+        readings = list(filter(None, map(experiments_of, report.paper.tables[name])))
         out.append(f"{_place(name)}: {sum(not run.isdisjoint(labels) for labels in readings)} of {len(readings)}")
     return out
 

@@ -33,6 +33,11 @@ class Paper:
         return self.verdicts["rules"][name]
 
 
+def experiments_of(row: Mapping[str, Any]) -> list[str]:
+    """Those that are a row of the paper: none, one, or two readings of it."""
+    return [row[reading] for reading in ("experiment", "staged") if reading in row]
+
+
 def read_paper(folder: Path) -> Paper:
     """Read conf/paper.
 

@@ -60,23 +60,17 @@ def std(sample: Sample) -> float:
 
 def mean_interval(sample: Sample, confidence: float) -> Interval:
     """Confidence interval of the mean, from Student's t with n - 1 degrees of freedom."""
-    return _around_mean(sample, confidence, lambda n: 1 / n)
+    return prediction_interval(sample, np.inf, confidence)
 
 
-def prediction_interval(sample: Sample, runs: int, confidence: float, floor: float = 0.0) -> Interval:
+def prediction_interval(sample: Sample, runs: float, confidence: float, floor: float = 0.0) -> Interval:
     """Where the mean of `runs` new runs is expected: mean +- t s sqrt(1/runs + 1/n), taken as at least +-`floor`."""
-    interval = _around_mean(sample, confidence, lambda n: 1 / runs + 1 / n)
-    centre = mean(sample)
-    return Interval(min(interval.low, centre - floor), max(interval.high, centre + floor))
-
-
-def _around_mean(sample: Sample, confidence: float, variance: Any) -> Interval:
     x = _values(sample)
-    n = len(x)
+    n, centre = len(x), mean(x)
     if n < 2:
         return UNKNOWN if n else UNDEFINED
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * std(x) * np.sqrt(variance(n))
-    return Interval(float(mean(x) - half), float(mean(x) + half))
+    half = max(float(stats.t.ppf((1 + confidence) / 2, n - 1) * std(x) * np.sqrt(1 / runs + 1 / n)), floor)
+    return Interval(centre - half, centre + half)
 
 
 def median_interval(sample: Sample, confidence: float) -> Interval:
@@ -84,12 +78,11 @@ def median_interval(sample: Sample, confidence: float) -> Interval:
 
     The narrowest such interval, symmetric in rank, of at least that confidence; (-inf, inf) where there is none.
     """
-    x = np.sort(_values(sample))
+    x = _values(sample)
     if not len(x):
         return UNDEFINED
-    # As many values as this lie below the lower end, and above the upper one.
-    outside = int(stats.binom.ppf((1 - confidence) / 2, len(x), 0.5)) - 1
-    return UNKNOWN if outside < 0 else Interval(float(x[outside]), float(x[-1 - outside]))
+    low, high = stats.quantile_test(x, p=0.5).confidence_interval(confidence)
+    return UNKNOWN if np.isnan(low) or np.isnan(high) else Interval(float(low), float(high))
 
 
 # Two samples: Welch ---------------------------------------------------------------------------------------------------
@@ -101,14 +94,10 @@ def difference_interval(a: Sample, b: Sample, confidence: float) -> Interval:
     difference = mean(a) - mean(b)
     if min(len(a), len(b)) < 2:
         return UNKNOWN if min(len(a), len(b)) else UNDEFINED
-    va, vb = std(a) ** 2 / len(a), std(b) ** 2 / len(b)
-    if va + vb == 0:
+    if std(a) == std(b) == 0:
         return Interval(difference, difference)
-    # Shares before squares: the squares of tiny variances would vanish.
-    wa, wb = va / (va + vb), vb / (va + vb)
-    df = 1 / (wa**2 / (len(a) - 1) + wb**2 / (len(b) - 1))
-    half = stats.t.ppf((1 + confidence) / 2, df) * np.sqrt(va + vb)
-    return Interval(float(difference - half), float(difference + half))
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    return Interval(float(low), float(high))
 
 
 def welch_greater(a: Sample, b: Sample, margin: float = 0.0) -> float:

@@ -20,7 +20,7 @@ import pandas as pd
 from cyclical_lr.report import statistics
 from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
-from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.times import TimeToTarget, common_grid, curves_of, times_to_target
 from cyclical_lr.report.verdicts import NOT_RUN, Verdict, number
 
@@ -155,11 +155,6 @@ def _ours(paper: Paper, cell: Cell) -> dict[str, Any]:
 def _in_tables(paper: Paper) -> set[str]:
     """The labels that the paper's rows have, in float32 and in bfloat16."""
     return {label for name in DESCRIBED_BY for row in paper.tables[name] for label in _labels(row)}
-
-
-def experiments_of(row: Mapping[str, Any]) -> list[str]:
-    """Those that are a row of the paper: none, one, or two readings of it."""
-    return [row[reading] for reading in ("experiment", "staged") if reading in row]
 
 
 def _experiments(paper: Paper, *tables: str) -> set[str]:

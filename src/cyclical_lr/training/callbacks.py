@@ -98,7 +98,7 @@ def _restore(member: Member, state: dict[str, Any]) -> None:
 
 
 class Checkpoints(pl.Callback):
-    """Saves every member's state about every `seconds`, and at the end.
+    """Saves every member's state about every `seconds`; at the end, the run calls `save`.
 
     A full disk does not end the run: the checkpoints before stay, the user is told, and the next one is tried in time.
     """

@@ -99,19 +99,19 @@ def first(decide: Callable[[], T]) -> T:
     return answer[0]
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the ranks, in place."""
     if ranks() > 1:
         distributed.all_reduce(values)
     return values
 
 
-def mean(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean over the ranks, in place."""
-    return total(values).div_(ranks()) if ranks() > 1 else values
+    return all_reduce_sum(values).div_(ranks()) if ranks() > 1 else values
 
 
-def take_buffers(network: nn.Module) -> None:
+def broadcast_buffers(network: nn.Module) -> None:
     """Give every rank the buffers of rank 0's network: BatchNorm's averages."""
     if ranks() > 1:
         for buffer in network.buffers():

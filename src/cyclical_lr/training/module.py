@@ -140,7 +140,7 @@ class Classifier(pl.LightningModule):
                         seed_step(member.seed, self.iteration, ddp.rank())
                     x, y = self.batch(self.train_set, **{name: values[m, j] for name, values in streams.items()})
                     loss = reference_step(member.network, member.solver, x, y, lr, backward)
-                    self._loss_sums[m] += ddp.mean(loss)
+                    self._loss_sums[m] += ddp.all_reduce_mean(loss)
                     member.loss_count += 1
             self.iteration += 1
 
@@ -170,7 +170,7 @@ class Classifier(pl.LightningModule):
         self._stop_diverged()
         self._eval_started = time.perf_counter()
         for network in self.networks:
-            ddp.take_buffers(network)
+            ddp.broadcast_buffers(network)
         self._tested = torch.zeros(len(self.members), 3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Tensor | dict[str, Any], _: int) -> None:
@@ -185,7 +185,7 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         images = len(self.test_set)  # type: ignore[arg-type]
-        tested = ddp.total(self._tested).tolist()
+        tested = ddp.all_reduce_sum(self._tested).tolist()
         seconds = time.perf_counter() - self._eval_started
         for m, member in enumerate(self.members):
             if self.iteration > 0 and not math.isfinite(tested[m][0]):  # the training loss tells a step later

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import signal
 import warnings
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
@@ -345,42 +343,6 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         segments=member.segments,
         config=config,
     )
-
-
-# What a person reads at the end ---------------------------------------------------------------------------------------
-
-
-def summary(record: Record, conf: Path, results: Path) -> str:
-    """The result beside the paper's number, and where it was written."""
-    curve = records.read_curve(records.curve_path(results, record.run_id))
-    best = max(curve, key=lambda row: row.test_accuracy, default=None)
-    head = f"{record.label} seed {record.seed}: {record.status}"
-    if record.status != "done":
-        head += f" ({record.message})"
-    lines = [head]
-    if best is not None:
-        top5 = "" if math.isnan(curve[-1].test_accuracy_top5) else f", top-5 {curve[-1].test_accuracy_top5:.2f} %,"
-        lines.append(
-            f"  ours   {record.test_accuracy:.2f} %{top5} at {curve[-1].iteration:,} iterations "
-            f"(best {best.test_accuracy:.2f} % at {best.iteration:,}); "
-            f"{record.train_seconds / 60:.1f} min of training, {record.eval_seconds / 60:.1f} of evaluation"
-        )
-    if record.label == record.experiment:  # anything else is not the paper's experiment
-        at = {row.iteration: row.test_accuracy for row in curve}
-        for number in paper_numbers(conf, record.experiment):
-            iteration = number["iterations"] or record.config["iterations"]  # Table 4 gives none: the run's end
-            ours = at.get(iteration)
-            beside = "not reached" if ours is None else f"ours there {ours:.2f} %"
-            lines.append(f"  paper  {number['accuracy']} % at {iteration:,} ({number['where']}); {beside}")
-    lines.append(f"  wrote  {records.record_path(results, record.run_id)}")
-    lines.append(f"         {records.curve_path(results, record.run_id)}")
-    return "\n".join(lines)
-
-
-def paper_numbers(conf: Path, experiment: str) -> list[dict[str, Any]]:
-    """The paper's table rows for an experiment: iterations or None, accuracy in percent, where."""
-    tables = [yaml.safe_load(path.read_text()) for path in sorted((conf / "paper").glob("table*.yaml"))]
-    return [row for table in tables for row in table.get("rows", []) if row.get("experiment") == experiment]
 
 
 def _now() -> str:

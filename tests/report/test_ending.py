@@ -1,0 +1,39 @@
+"""What is printed when a run ends."""
+
+import re
+from dataclasses import replace
+
+from small_runs import CONF, REPOSITORY, records_in, train
+
+from cyclical_lr import records
+from cyclical_lr.report.ending import bounds, summary
+from cyclical_lr.report.paper import read_paper
+from cyclical_lr.training.config import check, compose_config, describe, plain
+
+
+def test_the_result_stands_beside_every_number_that_the_paper_has_for_its_experiment(tmp_path):
+    record = train(tmp_path)[0].record
+    read = 0
+    for row in read_paper(CONF / "paper").rows.values():
+        for name in filter(None, (row.get("experiment"), row.get("staged"))):
+            shown = summary(replace(record, experiment=name, label=name), CONF, tmp_path / "results")
+            at = row["iterations"] or 12  # where the paper gives none, it is of a run's end
+            beside = f"ours there {record.test_accuracy:.2f} %" if at == 12 else "not reached"
+            assert f"  paper  {row['accuracy']} % at {at:,} ({row['where']}); {beside}\n" in shown
+            read += 1
+    assert read > 60
+    assert "paper" not in summary(replace(record, experiment="cifar10_tri2"), CONF, tmp_path / "results")
+
+
+def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_path):
+    where = [f"results_dir={REPOSITORY}/results", f"runs_dir={tmp_path}"]
+    given = ["+experiment=cifar10_range_test", *where, "seed=[0,1]", "eval_every=200", "solver=torch_sgd"]
+    finished = [record for record in records_in(REPOSITORY) if record.label == "cifar10_range_test"]
+    printed = bounds(finished, CONF, REPOSITORY / "results", tmp_path, given)
+    (command,) = re.findall(r"a run between them: python scripts/run.py (.*)", printed)
+    plan = plain(compose_config(CONF, command.split()))
+    check(plan)
+    assert plan["solver"]["_target_"].endswith("torch_sgd") and plan["seed"] == 0
+    lrs = records.learning_rates(describe(plan, 0))
+    assert f"schedule.base_lr={lrs.min():g} schedule.max_lr={lrs.max():g} " in command
+    assert len(lrs) == 16_001 and lrs[0] == lrs[-1] == lrs.min()
