@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one per core)")
     parser.add_argument("--val-labels", metavar="FILE", type=Path, help="classes of a val/ without class folders")
     args = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no text
 
     from cyclical_lr.data.prepare import prepare  # imported here: --help stays quick
 

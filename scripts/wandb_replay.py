@@ -80,7 +80,8 @@ def main(arguments: list[str]) -> int:
             return refuse(str(error))
         except Exception as error:  # wandb raises nearly anything
             print(f"error: {title}: {type(error).__name__}: {error}; the same command tries again", file=sys.stderr)
-            return 1
+            problems += 1
+            continue
         print(f"{title}: {len(curve)} evaluations\n  wrote  {where}")
         replayed += 1
     if replayed and cfg.logger.mode == "offline":

@@ -104,9 +104,12 @@ def replayed(tmp_path_factory):
     shutil.copytree(results, folder / "before")
     for changes, rows in (
         ({"run_id": "0" * 12, "status": "failed", "message": "the cat", "seed": 3}, curve[:2]),
-        ({"run_id": "1e1000000000", "label": "long"}, [replace(curve[1], iteration=t) for t in range(400)]),
+        ({"run_id": "1e1000000000", "label": "long" * 50}, [replace(curve[1], iteration=t) for t in range(400)]),
+        ({"run_id": "00000000000a", "label": "refused"}, curve[:2]),
     ):
         config = {**record.config, "seed": changes.get("seed", 0)}
+        if changes.get("label") == "refused":  # as if W&B did
+            del config["seed"]
         records.write_record(results, replace(record, **changes, config=config))
         records.write_curve(records.curve_path(results, changes["run_id"]), rows)
     records.write_record(results, replace(record, run_id="2" * 12))  # its curve is missing
@@ -154,6 +157,7 @@ def test_a_failed_run_says_so_and_a_long_curve_is_whole(replayed):
     assert failed["name"].endswith("seed 3") and len(failed["rows"]) == 2
     long = replayed_run(folder, "1e1000000000")  # an id that reads as a number stays one
     assert [row["iteration"] for row in long["rows"]] == list(range(400))
+    assert len(long["name"]) == 128 and long["name"].endswith("longl seed 0")
 
 
 @pytest.mark.slow
@@ -161,6 +165,7 @@ def test_what_cannot_be_used_is_named_and_does_not_stop_the_others(replayed):
     folder, record, code, output = replayed
     assert code == 1
     assert "broken.json is not a run's record" in output and f"{'2' * 12}.csv" in output
+    assert "error: refused seed 0: KeyError: 'seed'; the same command tries again" in output
     assert output.count(f"{record.label} seed 0: 4 evaluations") == 2
     assert f"wandb sync {folder}/runs/wandb-replay/wandb/offline-run-*" in output
 

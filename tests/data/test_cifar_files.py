@@ -1,5 +1,6 @@
 """The files of the CIFAR sets: every way in which getting and reading them can fail."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -9,6 +10,7 @@ import shutil
 import socket
 import tarfile
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from small_cifar import BASE, FILES, configured, ready, write_set
 from torchvision.datasets import CIFAR10
 
+from cyclical_lr.data import cifar_files
 from cyclical_lr.data.cifar import CifarData
 from cyclical_lr.data.cifar_files import sha256_as_set, sha256_in_order
 from cyclical_lr.records import ConfigError
@@ -164,6 +168,14 @@ def test_processes_that_start_at_once_all_get_the_whole_set(copy, tmp_path):
     assert leftovers(root) == [folder.name]
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_copy_of_any_pickle_protocol_is_read(copy, protocol):
+    folder, declared = copy
+    for path in folder.iterdir():
+        path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol))
+    assert_holds(ready(**declared, root=folder.parent), folder)
+
+
 # The official host, played by a local one -----------------------------------------------------------------------------
 
 
@@ -219,6 +231,57 @@ def test_an_interrupted_download_is_an_error_and_the_next_one_starts_afresh(copy
     assert leftovers(tmp_path / "root") == []
     host(Quiet)
     assert_holds(ready(**declared, root=tmp_path / "root"), folder)
+
+
+class Stalled(Interrupted):
+    """Sends half of it and says no more."""
+
+    def do_GET(self):
+        super().do_GET()
+        self.wfile.flush()
+        time.sleep(5)
+
+
+def test_a_host_that_falls_silent_is_an_error(copy, tmp_path, host, monkeypatch):
+    monkeypatch.setattr(cifar_files, "SILENCE", 0.2)
+    host(Stalled)
+    with pytest.raises(ConfigError, match="timed out"):
+        ready(**copy[1], root=tmp_path / "root")
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_full_disk_keeps_the_download_and_is_no_fault_of_the_archive(copy, tmp_path, host, monkeypatch):
+    folder, declared = copy
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    host(Quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extractall", full)
+        with pytest.raises(ConfigError, match=r"^data\.root=.*: cannot be written \(.*No space left"):
+            ready(**declared, root=tmp_path / "root")
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/gone")
+    assert_holds(ready(**declared, root=tmp_path / "root"), folder)
+    assert leftovers(tmp_path / "root") == [folder.name]
+
+
+def test_who_waits_for_another_process_says_so(copy, tmp_path, caplog):
+    folder, declared = copy
+    root, archive = tmp_path / "root", write_archive(folder, tmp_path / "copy.tar.gz")
+    root.mkdir()
+    caplog.set_level("INFO")
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(root / f".{folder.name}.lock"):
+            held.set()
+            time.sleep(1.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    assert_holds(ready(**declared, root=root, source=archive), folder)
+    assert "another process is getting cifar10; waiting for it" in caplog.text
 
 
 def test_without_a_network_the_error_tells_how_to_get_the_set(copy, tmp_path, monkeypatch):

@@ -1,9 +1,13 @@
 """ImageNet as Caffe's data layer presents it: pixels, crops, mean, order; and that the set is the one that is meant."""
 
 import json
+import os
 import shutil
+import signal
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -202,6 +206,11 @@ def test_a_label_names_another_set_and_says_nothing_of_what_the_card_leaves_open
         ({"crop": 257}, r"data\.crop=257: expected pixels, 1 to 256"),
         ({"mean": "pixel"}, r"data\.mean='pixel': expected image, or three numbers"),
         ({"mean": [1.0, 2.0]}, r"data\.mean=\[1\.0, 2\.0\]"),
+        *(
+            ({"mean": wrong}, r"data\.mean=.*: expected image, or three")
+            for wrong in ([1, 2, "x"], [1, 2, None], 5, None)
+        ),
+        ({"mean": [1, 2, float("nan")]}, r"data\.mean=\[1, 2, nan\]: expected image, or three numbers"),
         ({"decode": "gpu"}, r"data\.decode='gpu': expected one of workers, device"),
         ({"workers": -1}, r"data\.workers=-1: expected an integer of at least 0"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
@@ -273,8 +282,39 @@ def test_a_file_that_cannot_be_used_is_named(copy, workers, content):
         path.write_bytes(path.read_bytes()[:-400])  # cut off
     else:
         Image.new("RGB", content).save(path)
-    with pytest.raises(ConfigError, match=r"n03_1\.JPEG cannot be used .*prepare_imagenet\.py once more"):
+    with pytest.raises(ConfigError, match=r"^data\.root: .*n03_1\.JPEG cannot be used .*prepare_imagenet\.py once"):
         blocks(made, 0)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_a_file_that_another_device_would_decode_is_named_too(copy, part):
+    made, path = data(copy, decode="device"), copy / "train" / "n03" / "n03_1.JPEG"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(ConfigError, match=r"^data\.root: .*n03_1\.JPEG cannot be used .*begin and end as a JPEG"):
+        blocks(made, 0)
+
+
+def test_workers_that_lack_shared_memory_are_refused_and_silent_ones_end_a_run(root, monkeypatch):
+    made = data(root, workers=2)
+    assert made.train_blocks((0,), 0, 6, 6).timeout == made.eval_blocks().timeout == 600
+    free = 2 * 2 * 4 * 3 * 227**2
+    for left, refused in ((free, False), (free - 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, left=left: SimpleNamespace(free=left))
+        with pytest.raises(ConfigError, match=r"data\.workers=2: .*--shm-size") if refused else nullcontext():
+            made.train_blocks((0,), 0, 6, 6)
+    data(root, workers=0).train_blocks((0,), 0, 6, 6)
+
+
+def test_in_a_slurm_job_workers_leave_signals_to_the_run(root, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    made = data(root, workers=1)
+    loader = iter(made.train_blocks((0,), 0, 6, 6))
+    first = next(loader)
+    (worker,) = loader._workers
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        os.kill(worker.pid, number)
+    assert len([first, *loader]) == 6
 
 
 @pytest.mark.parametrize("decode", ["workers", "device"])

@@ -257,14 +257,14 @@ def test_a_full_disk_is_named_and_what_is_finished_stays(source, tmp_path, full_
 @pytest.mark.parametrize("form", ["wnid", "index"])
 def test_a_flat_val_folder_gives_the_same_as_class_folders(source, tmp_path, form):
     prepare(source, tmp_path / "folders")
-    lines = ["", "not_here.JPEG n01"]
+    lines = ["not_here.JPEG n01", ""]
     for label, wnid in enumerate(CLASSES):
         image = next((source / "val" / wnid).iterdir())
         image.rename(source / "val" / image.name)
         image.parent.rmdir()
         lines.append(f"{image.name} {wnid}" if form == "wnid" else f"{image.name}\t{label}  ")
     labels = tmp_path / "labels.txt"
-    labels.write_text("\n".join(lines))
+    labels.write_text("\n".join(lines), encoding="utf-8-sig")  # as editors on Windows write it
     prepare(source, tmp_path / "flat", val_labels=labels)
     assert tree(tmp_path / "flat") == tree(tmp_path / "folders")
 
@@ -310,9 +310,9 @@ def test_a_flat_val_folder_without_labels_tells_how_to_give_them(source, tmp_pat
         (lambda source: (source / "train").rename(source / "training"), r"there is no folder .*train; expected SOURCE"),
         (lambda source: (source / "val").rename(source / "validation"), r"there is no folder .*val; expected SOURCE"),
         (lambda source: source.rename(source.with_name("elsewhere")), r"there is no folder .*source; expected SOURCE"),
-        (lambda source: (source / "train" / "n03").mkdir(), r"without a \.JPEG or \.jpg file: train/n03; fill"),
+        (lambda source: (source / "train" / "n03").mkdir(), r"without an image \(\.JPEG, .*\): train/n03; fill"),
         (lambda source: (source / "val" / "n03").mkdir(), r"train/ lacks classes of val/: n03"),
-        (lambda source: (source / "val" / "n01" / "val_0.JPEG").unlink(), r"file: val/n01; fill"),
+        (lambda source: (source / "val" / "n01" / "val_0.JPEG").unlink(), r": val/n01; fill"),
         (lambda source: save(source / "train" / "loose.jpg", picture(0)), r"train/loose\.jpg is in no class folder"),
         (lambda source: save(source / "val" / "loose.jpg", picture(0)), r"val/ has both class folders and images"),
     ],
@@ -343,6 +343,25 @@ def test_names_are_sorted_hidden_files_left_out_and_both_suffixes_taken(source):
     assert [job.target for job in jobs[:7]] == [
         f"train/n01/{name}" for name in ("A.JPG", "b.jpg", *(f"n01_{i}.JPEG" for i in range(4)))
     ] + ["train/n02/n02_0.JPEG"]
+
+
+def test_a_validation_image_whose_class_was_corrected_is_named_as_such(source, tmp_path):
+    flatten(source)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("val_0.JPEG n01\nval_1.JPEG n02\nval_2.JPEG n10\n")
+    prepare(source, tmp_path / "dest", val_labels=labels)
+    labels.write_text("val_0.JPEG n02\nval_1.JPEG n02\nval_2.JPEG n10\n")
+    message = r"has val/n01/val_0\.JPEG, whose class is another one now; remove \S+/dest/val, which is then made anew,"
+    with pytest.raises(ConfigError, match=message):
+        prepare(source, tmp_path / "dest", val_labels=labels)
+
+
+def test_images_of_other_formats_are_taken_and_listed(source, tmp_path):
+    (source / "train" / "n01" / "n01_0.JPEG").unlink()
+    save(source / "train" / "n01" / "n01_0.png", picture(0), "PNG")
+    done = prepare(source, tmp_path / "dest")
+    assert done.images == {"train": 12, "val": 3}
+    assert done.problems == (Problem("train/n01/n01_0.png", "converted", "PNG, RGB"),)
 
 
 def test_labels_for_class_folders_are_refused(source, tmp_path):

@@ -154,6 +154,8 @@ def test_the_caffe_form_normalises_and_then_scales_each_channel():
         ({"depth": 40 + 3, "bottleneck": True}, r"model\.depth: expected 6n \+ 4, such as 100, got 43"),
         ({"compression": 0.0}, r"model\.compression: expected .*, got 0\.0"),
         ({"compression": 1.5}, r"model\.compression: expected .*, got 1\.5"),
+        ({"compression": 0.001}, r"model\.compression: expected to keep some of .*, got 0\.001"),
+        ({"growth_rate": 0}, r"model\.growth_rate: expected .*, got 0"),
         ({"drop_rate": 1.0}, r"model\.drop_rate: expected .*, got 1\.0"),
         ({"form": "torch"}, r"model\.form: expected 'torch7' or 'caffe', got 'torch'"),
     ],

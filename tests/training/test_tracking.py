@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_runs import Forked, records_in, run_script, tiny
@@ -74,6 +75,22 @@ def open_without_a_network(folders):
 
 
 @pytest.mark.slow
+def test_behind_a_proxy_the_host_need_not_be_reached_directly(monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(
+        wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url="http://127.0.0.1:9"))
+    )
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert "127.0.0.1:9 cannot be reached" in tracking._obstacle(wandb)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:3128")
+    assert tracking._obstacle(wandb) == ""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert "127.0.0.1:9 cannot be reached" in tracking._obstacle(wandb)
+
+
 def test_a_host_that_cannot_be_reached_costs_a_bounded_time_and_every_seed_is_logged_offline(tmp_path):
     folders = [tmp_path / "runs" / run_id for run_id in ("0123456789ab", "ba9876543210")]
     for folder in folders:

@@ -4,10 +4,12 @@ The sets are A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Imag
 file is trusted: what a pickle refers to beyond arrays is refused, and what was read must have the declared checksum.
 """
 
+import errno
 import hashlib
 import logging
 import pickle
 import shutil
+import socket
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_url
@@ -31,6 +33,10 @@ Split = Literal["train", "test"]
 OFFICIAL = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SAMPLE = "cifar10_sample"
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
+SILENCE = 60
+"""Seconds without a byte after which a download has failed."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the folder that is written to."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,17 @@ class CifarFiles:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{self._official.base_folder}.lock"):
+            lock = FileLock(self.root / f".{self._official.base_folder}.lock")
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                log.info("data.root=%s: another process is getting %s; waiting for it", self.root, self.name)
+                lock.acquire()
+            try:
                 if self._folder() is None:  # another process may have been first
                     self._install()
+            finally:
+                lock.release()
         except OSError as error:
             raise ConfigError(
                 f"data.root={self.root}: cannot be written ({error}); choose another folder with data.root or "
@@ -118,11 +132,13 @@ class CifarFiles:
         for leftover in self.root.glob(f".{base}.partial-*"):  # of a process that was killed: we hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         with TemporaryDirectory(prefix=f".{base}.partial-", dir=self.root) as temporary:
-            archive = self._download(Path(temporary)) if self.source is None else self.source
+            archive = self._download() if self.source is None else self.source
             try:
                 with tarfile.open(archive, "r:gz") as tar:
                     tar.extractall(temporary, filter="data")
             except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
                 raise ConfigError(
                     f"data.source={archive}: cannot be unpacked ({error}); expected a whole copy of "
                     f"{self._official.filename}. {self._how_to_get}"
@@ -133,18 +149,28 @@ class CifarFiles:
             for split in ("train", "test"):
                 self._read(unpacked, split)
             unpacked.rename(target)
+        if self.source is None:
+            archive.unlink()
 
-    def _download(self, folder: Path) -> Path:
-        files = self._official
+    def _download(self) -> Path:
+        """The archive, in `root` until the set is there: what comes after may fail, and an hour is not to be lost."""
+        files, archive = self._official, self.root / f".{self._official.filename}"
         log.info("data.root=%s: downloading %s from %s, a slow host", self.root, self.name, files.url)
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(SILENCE)  # torchvision sets none
         try:
-            download_url(files.url, folder, files.filename, files.tgz_md5)
-        except (OSError, RuntimeError) as error:
+            download_url(files.url, self.root, archive.name, files.tgz_md5)  # or leaves one that is whole
+        except BaseException as error:
+            archive.unlink(missing_ok=True)
+            if not isinstance(error, OSError | RuntimeError) or getattr(error, "errno", None) in FULL:
+                raise
             raise ConfigError(
                 f"data.root={self.root}: no {self.name} there, data.source is not set, and downloading {files.url} "
                 f"failed ({error}). {self._how_to_get}"
             ) from error
-        return folder / files.filename
+        finally:
+            socket.setdefaulttimeout(before)
+        return archive
 
     def _read(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """What `read` returns, of one folder."""
@@ -213,6 +239,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             ("numpy", "dtype"),
             ("numpy", "ndarray"),
             *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),  # pickle's protocol 5
         }
     )
 

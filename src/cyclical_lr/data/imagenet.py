@@ -9,7 +9,10 @@ Channels are R, G, B throughout, in the mean image too. Caffe's are B, G, R, whi
 filters are drawn alike for all channels. Only the three numbers change places: 104, 117, 123 there, 123, 117, 104 here.
 """
 
+import math
 import os
+import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +32,17 @@ from cyclical_lr.records import ConfigError
 
 Order = dict[str, Any]
 """The images of a batch and the part of each: `samples`, `top`, `left` int64 and `mirrored` bool, of one shape."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Through which workers hand over their batches, on Linux."""
+SILENCE = 600
+"""Seconds without a batch after which a run fails: a worker that lost one sends no other."""
+
+
+class UnusableImage(ConfigError):
+    """A prepared image that cannot be read. A worker sends its whole traceback; the last line is for people."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 class CroppedSet(torch.nn.Module):
@@ -132,8 +146,10 @@ class ImageNetData(pl.LightningDataModule):
             raise ConfigError(f"data.crop={crop!r}: expected pixels, 1 to {SIZE}; 227 for AlexNet, 224 for GoogLeNet")
         if decode not in ("workers", "device"):
             raise ConfigError(f"data.decode={decode!r}: expected one of workers, device")
-        if mean != "image" and (isinstance(mean, str) or len(mean) != 3):
-            raise ConfigError(f"data.mean={mean!r}: expected image, or three numbers for R, G and B")
+        if mean != "image" and not _three_numbers(mean):
+            raise ConfigError(
+                f"data.mean={mean!r}: expected image, or three numbers for R, G and B, such as [123,117,104]"
+            )
         if root is None:
             raise ConfigError("data.root=None: expected the folder of a prepared set; set it or CYCLICAL_LR_IMAGENET")
         self.name, self.num_classes, self.root = name, num_classes, Path(root).expanduser()
@@ -193,7 +209,8 @@ class ImageNetData(pl.LightningDataModule):
         """
         if eval_every < 1 or block < 1:
             raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
-        return self._loader("train", _Stretches(self, tuple(seeds), start, iterations, eval_every, shard))
+        images = len(seeds) * self.batch_size // shard[1]
+        return self._loader("train", _Stretches(self, tuple(seeds), start, iterations, eval_every, shard), images)
 
     def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[dict[str, Any]]":
         """A loader of what `CroppedSet` takes, by name, that covers the split once, in file order: centre crops.
@@ -209,11 +226,24 @@ class ImageNetData(pl.LightningDataModule):
             samples = ours[first : first + self.eval_batch_size]
             at = np.full(len(samples), centre)
             orders.append({"samples": samples, "top": at, "left": at, "mirrored": np.zeros(len(samples), bool)})
-        return self._loader(split, orders)
+        return self._loader(split, orders, self.eval_batch_size)
 
-    def _loader(self, split: Split, orders: Any) -> "DataLoader[dict[str, Any]]":
-        reader = Reader(self.images[split], self.crop, self.decode == "workers")
-        return loader(reader, sampler=orders, num_workers=self.workers, pin_memory=torch.cuda.is_available())
+    def _loader(self, split: Split, orders: Any, images: int) -> "DataLoader[dict[str, Any]]":
+        """A loader that reads `orders`, each of up to that many images."""
+        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
+        if self.workers:
+            ahead = 2  # batches, of each worker
+            options |= {"num_workers": self.workers, "prefetch_factor": ahead, "timeout": SILENCE}
+            options["worker_init_fn"] = _leave_signals_to_the_run
+            if self.decode == "workers" and SHARED_MEMORY.is_dir():
+                needed, free = self.workers * ahead * images * 3 * self.crop**2, shutil.disk_usage(SHARED_MEMORY).free
+                if needed > free:
+                    raise ConfigError(
+                        f"data.workers={self.workers}: their batches take up to {needed / 2**20:.0f} MiB of shared "
+                        f"memory, and {SHARED_MEMORY} has {free / 2**20:.0f} left; use fewer workers (0 for none), "
+                        f"smaller batches, or a container with more (docker run --shm-size)"
+                    )
+        return loader(Reader(self.images[split], self.crop, self.decode == "workers"), sampler=orders, **options)
 
     # Reading and verifying the set -----------------------------------------------------------------------------------
 
@@ -276,7 +306,7 @@ class Reader(Dataset[dict[str, Any]]):
             out["images"] = torch.empty((*samples.shape, self.crop, self.crop, 3), dtype=torch.uint8)
             self.read(order, out["images"].view(-1, self.crop, self.crop, 3).numpy())
         else:
-            files = [self._bytes(self.images.path(sample)) for sample in samples.flat]
+            files = [self._whole_file(self.images.path(sample)) for sample in samples.flat]
             out["images"] = np.array(files, object).reshape(samples.shape)
         return out
 
@@ -294,6 +324,13 @@ class Reader(Dataset[dict[str, Any]]):
                 raise _unusable(path, error) from error
             pixels[:] = image[top : top + self.crop, left : left + self.crop]
 
+    def _whole_file(self, path: str) -> bytes:
+        """A file that the training device will decode, which could not name it."""
+        content = self._bytes(path)
+        if not (content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")):
+            raise _unusable(path, ValueError("it does not begin and end as a JPEG does"))
+        return content
+
     def _bytes(self, path: str) -> bytes:
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path.open takes twice the time
@@ -302,8 +339,23 @@ class Reader(Dataset[dict[str, Any]]):
             raise _unusable(path, error) from error
 
 
-def _unusable(path: str, error: Exception) -> ConfigError:
-    return ConfigError(
+def _three_numbers(mean: Any) -> bool:
+    return (
+        isinstance(mean, Sequence)
+        and len(mean) == 3
+        and all(type(x) in (int, float) and math.isfinite(x) for x in mean)
+    )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """In a submitted Slurm job, signals go to all processes; the run alone answers them (`training/slurm.py`)."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _unusable(path: str, error: Exception) -> UnusableImage:
+    return UnusableImage(
         f"data.root: {path} cannot be used ({error}); remove it and run scripts/prepare_imagenet.py once more, with "
         f"the same folders: finished images are kept"
     )

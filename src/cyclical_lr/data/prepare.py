@@ -39,7 +39,8 @@ from cyclical_lr.data.warp import SIZE, read_rgb, warp
 from cyclical_lr.records import ConfigError, write_atomic
 
 QUALITY = 95
-SUFFIXES = (".jpeg", ".jpg")  # in lower or upper case; what the file holds is another matter
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""In lower or upper case; what a file holds is another matter, and what is prepared is a JPEG."""
 MADE_HERE = "warped to 256x256 by cyclical_lr"
 LAYOUT = "expected SOURCE/train/<wnid>/*.JPEG, and SOURCE/val/<wnid>/*.JPEG or SOURCE/val/*.JPEG"
 
@@ -212,7 +213,7 @@ def _in_folders(source: Path, split: str, folders: Sequence[str]) -> list[Job]:
     names = {wnid: list_folder(source / split / wnid)[1] for wnid in folders}
     if empty := [f"{split}/{wnid}" for wnid in folders if not names[wnid]]:
         raise ConfigError(
-            f"SOURCE={source}: class folders without a .JPEG or .jpg file: {_some(empty)}; fill or remove them"
+            f"SOURCE={source}: class folders without an image (.JPEG, .png, ...): {_some(empty)}; fill or remove them"
         )
     paths = (f"{split}/{wnid}/{name}" for wnid in folders for name in names[wnid])
     return [Job(path, path) for path in paths]
@@ -246,7 +247,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, str]:
         ConfigError: the file cannot be read, a line has another form, an unknown class or a second class for a name.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--val-labels={path}: cannot be read ({error}); expected a text file") from error
     known = set(classes)
@@ -268,7 +269,8 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, str]:
 
 def _refuse_strangers(dest: Path, jobs: Iterable[Job]) -> None:
     """Clear away what a killed process left half-written; refuse images that are none of `jobs`."""
-    expected = {job.target for job in jobs}
+    jobs = list(jobs)
+    expected, sources = {job.target for job in jobs}, {job.source for job in jobs}
     for split in ("train", "val"):
         for folder, _, names in os.walk(dest / split):
             below = Path(folder).relative_to(dest).as_posix()
@@ -276,9 +278,10 @@ def _refuse_strangers(dest: Path, jobs: Iterable[Job]) -> None:
                 if name.startswith(".") and name.endswith(".tmp"):  # write_atomic's; we hold the lock
                     (Path(folder) / name).unlink(missing_ok=True)
                 elif name.lower().endswith(SUFFIXES) and f"{below}/{name}" not in expected:
-                    raise ConfigError(
-                        f"DEST={dest}: has {below}/{name}, which SOURCE does not have; remove it or choose a new folder"
-                    )
+                    elsewhere = f"{split}/{name}" in sources
+                    what = "whose class is another one now" if elsewhere else "which SOURCE does not have"
+                    remedy = f"remove {dest / split}, which is then made anew," if elsewhere else "remove it"
+                    raise ConfigError(f"DEST={dest}: has {below}/{name}, {what}; {remedy} or choose a new folder")
 
 
 def _some(names: Sequence[str]) -> str:

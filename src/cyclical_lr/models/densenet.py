@@ -53,6 +53,8 @@ class DenseNet(nn.Module):
             raise ValueError(f"model.depth: expected {per_layer}n + 4, {example}, got {depth!r}")
         if not 0 < compression <= 1:
             raise ValueError(f"model.compression: expected a number above 0 and at most 1, got {compression!r}")
+        if type(growth_rate) is not int or growth_rate < 1:
+            raise ValueError(f"model.growth_rate: expected an integer of at least 1, got {growth_rate!r}")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"model.drop_rate: expected a probability in [0, 1), got {drop_rate!r}")
         if form not in ("torch7", "caffe"):
@@ -65,6 +67,10 @@ class DenseNet(nn.Module):
         for block in range(3):
             if block > 0:
                 kept = int(channels * compression)
+                if kept < 1:
+                    raise ValueError(
+                        f"model.compression: expected to keep some of {channels} channels, got {compression!r}"
+                    )
                 transitions.append(transition(channels, kept, drop_rate, norm))
                 channels = kept
             widths = range(channels, channels + layers * growth_rate, growth_rate)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cyclical_lr.records import ConfigError, CurveRow, Record
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30  # seconds; a compute node without network must not wait longer
 FINISH_TIMEOUT = 60  # seconds, nor a run that is over for a host that is not there any more
+NAME = 128  # characters that W&B takes; the config has all that a longer label says
 
 
 def open_logger(
@@ -132,6 +134,8 @@ def _obstacle(wandb: Any) -> str:
         return f"it refuses its key: {error}"
     url = wandb.setup().settings.base_url
     parts = urlsplit(url)
+    if parts.scheme in getproxies() and not proxy_bypass(parts.hostname or ""):
+        return ""  # the proxy alone could say
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=INIT_TIMEOUT).close()
@@ -153,9 +157,10 @@ def _open(
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
+    seed = f" seed {config['seed']}"
     run = wandb.init(
         id=run_id,
-        name=f"{label} seed {config['seed']}",
+        name=f"{label[: NAME - len(seed)]}{seed}",
         project=project,
         entity=entity,
         dir=folder,
