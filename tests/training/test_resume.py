@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -26,6 +27,7 @@ from small_runs import (
 )
 
 from cyclical_lr import records, solvers
+from cyclical_lr.training.callbacks import Interrupts
 
 LONG = ("iterations=26", "eval_every=8")  # 2.6 epochs of 10, 4.3 cycles of 6
 EVERY_ITERATION = "checkpoint_seconds=0"
@@ -282,15 +284,38 @@ def test_a_run_killed_at_random_moments_until_it_ends_has_the_same_bits(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_record_and_continues(tmp_path, unbroken, signum):
-    length = ("iterations=300", "eval_every=100")
+def test_an_interrupted_run_leaves_no_record_and_continues_where_it_stopped(tmp_path, unbroken, signum):
+    length = ("iterations=1000", "eval_every=100")
     straight, run_id = unbroken(*length)
-    process = Forked(tmp_path / "first.txt", run_script, tiny(tmp_path, *length, EVERY_ITERATION))
-    assert wait_for(lambda: checkpoints(tmp_path, run_id), process)
+    process = Forked(tmp_path / "first.txt", run_script, tiny(tmp_path, *length))
+    evaluated = tmp_path / "runs" / run_id / "curve.csv"
+    assert wait_for(lambda: evaluated.exists() and "\n100," in evaluated.read_text(), process)
+    assert not checkpoints(tmp_path, run_id)  # one a minute
     os.kill(process.pid, signum)
     code, output = process.ends()
     assert code == 128 + signum, output
     assert not list((tmp_path / "results").rglob("*.json")), output
+    (stopped,) = re.findall(r"stopped at iteration ([\d,]+); the same command continues there", output)
     (outcome,) = train(tmp_path, *length)
-    assert outcome.record.status == "done" and continued_at(outcome)[1] > 0
+    assert outcome.record.status == "done"
+    assert continued_at(outcome) == [0, int(stopped.replace(",", ""))] and continued_at(outcome)[1] >= 100
     assert_same_bits(tmp_path, straight, run_id)
+
+
+def test_the_first_interrupt_waits_for_the_end_of_a_step_and_the_second_does_not():
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):  # between steps
+            signal.raise_signal(signal.SIGINT)
+        interrupts.on_train_batch_start()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.on_train_batch_end()
+        assert not interrupts.busy
+    assert signal.getsignal(signal.SIGINT) is before
+    with Interrupts() as interrupts:
+        interrupts.on_validation_batch_start()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts.busy

@@ -5,11 +5,14 @@ import hashlib
 import io
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -122,6 +125,51 @@ class Checkpoints(pl.Callback):
                     save_checkpoint(self.folders[member.run_id], member)
                 except OSError as error:
                     log.warning("no checkpoint at iteration %d: %s", member.iteration, error)
+
+
+class Interrupts(pl.Callback):
+    """The first Ctrl-C waits for a moment at which the run can be saved; the second ends it at once.
+
+    Python would raise KeyboardInterrupt between any two operations, in the middle of a step too. As a context manager
+    it puts the handler back that was there before.
+    """
+
+    busy = False
+    """Whether weights, solver and curve may disagree at this moment."""
+    _asked = False
+
+    def __enter__(self) -> "Interrupts":
+        self._before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked or not self.busy:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def _free(self) -> None:
+        self.busy = False
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.busy = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._free()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._free()  # an evaluation can be left between two of its batches
+        self.busy = True
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._free()
 
 
 class Curves(pl.Callback):

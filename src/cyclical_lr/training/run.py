@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import ddp, provenance, slurm
-from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress, restore_checkpoint
+from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Progress, restore_checkpoint
 from cyclical_lr.training.config import check, check_writable, describe, label, plain, seeds
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
@@ -229,7 +229,9 @@ def _train_together(
     title = f"{members[0].label} seed {','.join(str(member.seed) for member in members)}"
     loggers: dict[str, Any] = {}
     checkpoints = Checkpoints(folders, plan["checkpoint_seconds"])
+    interrupts = Interrupts()
     callbacks = [Curves(folders, loggers), Progress(title, iterations), checkpoints] if ddp.rank() == 0 else []
+    callbacks.append(interrupts)  # the last: at its moments the others are done
     if ddp.ranks() > 1:
         callbacks.append(ddp.EndAtTerm())
     trainer = make_trainer(
@@ -266,16 +268,23 @@ def _train_together(
     shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
     try:
-        if members[0].evaluation_due(every, iterations):
-            trainer.validate(module, data.eval_blocks(shard=shard), verbose=False)
-        if first < iterations:
-            seeds_of = [member.seed for member in members]
-            blocks = data.train_blocks(seeds_of, first, iterations, every, block=BLOCKS[engine], shard=shard)
-            trainer.fit(module, blocks, data.eval_blocks(shard=shard))
+        with interrupts:
+            if members[0].evaluation_due(every, iterations):
+                trainer.validate(module, data.eval_blocks(shard=shard), verbose=False)
+            if first < iterations:
+                seeds_of = [member.seed for member in members]
+                blocks = data.train_blocks(seeds_of, first, iterations, every, block=BLOCKS[engine], shard=shard)
+                trainer.fit(module, blocks, data.eval_blocks(shard=shard))
         if ddp.rank() == 0:
             checkpoints.save(module)
     except SystemExit as leave:  # how Lightning answers SIGTERM, with a code of 0, and Ctrl-C, with 1
-        log.info("%s stopped at iteration %s; the same command continues", title, f"{module.iteration:,}")
+        module.stop_clock()
+        where = "from its last checkpoint"
+        if not interrupts.busy and ddp.ranks() == 1:
+            module.sync()
+            checkpoints.save(module)
+            where = "there"
+        log.info("%s stopped at iteration %s; the same command continues %s", title, f"{module.iteration:,}", where)
         interrupted = isinstance(leave.__context__, KeyboardInterrupt)
         raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from leave
     except Exception as failure:
