@@ -51,6 +51,9 @@ def report(cfg: DictConfig) -> Sequence[str]:
     is_own = results_dir.resolve() == REPOSITORY / "results"
     figures_dir = Path(cfg.figures_dir or (REPOSITORY / "paper_figures" if is_own else results_dir / "figures"))
     readme_file = Path(cfg.readme) if cfg.readme else REPOSITORY / "README.md" if is_own else None
+    wanted = None if cfg.experiments is None else set(listed("experiments", cfg.experiments))
+    if wanted is not None and cfg.title is None:
+        raise ConfigError("experiments: expected title= beside it: it chooses what the figure of that title draws")
     names = list(gallery.FIGURES) if cfg.figures is None else listed("figures", cfg.figures)
     if wrong := [name for name in names if isinstance(name, bool) or name not in gallery.FIGURES]:
         raise ConfigError(f"figures: expected some of {list(gallery.FIGURES)}, got {wrong}")
@@ -66,7 +69,6 @@ def report(cfg: DictConfig) -> Sequence[str]:
     drawn, not_drawn = gallery.draw_all(names, said, CONF, figures_dir)
     written += drawn
     shown = list(gallery.FIGURES.values())
-    wanted = None if cfg.experiments is None else set(listed("experiments", cfg.experiments))
     chosen = [record for record in results.records.values() if wanted is None or record.experiment in wanted]
     if absent := sorted((wanted or set()) - {record.experiment for record in chosen}):
         not_drawn = [*not_drawn, f"{', '.join(absent)}: no run in {results_dir}"]

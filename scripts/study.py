@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
         if not options.config_dir.is_dir():
             return refuse(f"--config-dir: expected a folder, got {options.config_dir}")
         os.environ["CYCLICAL_LR_CONF"] = str(options.config_dir.resolve())  # for other processes too
+    if bare := next((a for a in arguments if "=" not in a and not a.startswith("~")), None):
+        meant = f"+study={bare}" if bare in files else "+study=NAME"
+        return refuse(f"{bare}: expected KEY=VALUE, such as {meant}")
     given = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
     common = [a for a in arguments if a.partition("=")[0].lstrip("+") not in OWN]
     name, seeds, at_once = given.get("study", ""), given.get("seeds", "1"), given.get("jobs", "1")

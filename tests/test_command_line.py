@@ -55,6 +55,9 @@ def test_how_a_script_ends_says_why_it_does(ended, capsys):
     assert capsys.readouterr().err == "error: seed: expected more\nerror: no key\n"
     assert ended(raising(ValueError("Config group override must be a string or a list. Got NoneType"))) == 2
     assert "error: a group takes a name, such as model=" in capsys.readouterr().err
+    for hydras in ("File nowhere does not exist!", "The --resolve flag can only be used with --cfg"):
+        assert ended(raising(ValueError(hydras))) == 2
+        assert capsys.readouterr().err == f"error: {hydras} --hydra-help shows Hydra's options\n"
     assert ended(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "stopped; the same command continues\n"
     for passed_on in (SystemExit(3), RuntimeError("a bug"), ValueError("a bug")):

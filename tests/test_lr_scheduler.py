@@ -85,6 +85,18 @@ def test_lr_mult_multiplies_its_own_group_only():
         scheduler.step()
 
 
+def test_groups_that_lose_lrs_of_their_own_are_told():
+    def optimizer(**more: float) -> torch.optim.SGD:
+        weights, biases = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+        return torch.optim.SGD([{"params": [weights], "lr": 1e-2}, {"params": [biases], "lr": 1e-4, **more}])
+
+    with pytest.warns(UserWarning, match=r"LRs \(0\.01, 0\.0001\) all give way .* \"lr_mult\""):
+        ScheduleLR(optimizer(), SCHEDULE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ScheduleLR(optimizer(lr_mult=0.01), SCHEDULE)
+
+
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.RMSprop])
 def test_momentum_is_left_alone(make):
     optimizer = make([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.5)
@@ -197,6 +209,8 @@ def test_any_function_of_the_iteration_will_do():
 def test_what_is_no_schedule_is_refused():
     with pytest.raises(ValueError, match=r"schedule: expected a function of the iteration, got 0\.1; "):
         ScheduleLR(sgd(), 0.1)
+    with pytest.raises(ValueError, match=r"schedule: expected a function .*Triangular2'>; give a schedule object"):
+        ScheduleLR(sgd(), Triangular2)
 
 
 def test_a_last_epoch_below_minus_1_is_refused():

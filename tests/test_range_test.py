@@ -183,6 +183,16 @@ def test_a_curve_without_a_ceiling_says_so():
         assert part in bounds.max.reason
 
 
+def test_fractions_are_told_from_percent():
+    bounds = find_bounds(curve(lambda i: tent(i) / 100))
+    assert bounds.base_lr is None and "if these are fractions, give percent" in bounds.base.reason
+
+
+def test_one_curve_is_a_test_of_one_seed():
+    assert find_bounds(curve(tent)) == find_bounds([curve(tent)])
+    assert report(curve(tent), 2000) == report([curve(tent)], 2000)
+
+
 def test_a_flat_curve_says_that_nothing_was_learnt():
     bounds = find_bounds([curve(lambda i: 10.0)])
     assert (bounds.base_lr, bounds.max_lr) == (None, None)
@@ -310,10 +320,13 @@ def test_the_report_shows_every_rule_and_the_overrides_or_why_there_are_none():
     text = report([shifted(0, 1), shifted(2, 2)], 2000, "onset", "drop")
     lines = text.splitlines()
     assert lines[0] == "LR range test, 2 seeds, LR 0 to 0.02"
-    assert [line.split()[1] for line in lines[1:-1]] == [*BASE_RULES, *MAX_RULES]
+    assert [line.split()[1] for line in lines[1:-3]] == [*BASE_RULES, *MAX_RULES]
     assert "0.011 [0.01, 0.012]" in text
+    assert "0.5 points, as of 10,000 images;" in lines[-3]
+    assert "1 points, as of 2,500 images;" in report(curve(tent), 2000, thresholds=Thresholds(noise=1.0))
+    assert lines[-2] == "  by onset, drop: Triangular(base_lr=0.003, max_lr=0.011, stepsize=2000)"
     assert lines[-1] == (
-        "  by onset, drop: schedule=triangular schedule.base_lr=0.003 schedule.max_lr=0.011 schedule.stepsize=2000"
+        "  as overrides: schedule=triangular schedule.base_lr=0.003 schedule.max_lr=0.011 schedule.stepsize=2000"
     )
     assert report([curve(tent)], 2000, max_rule="plateau").endswith(
         "by onset, plateau: no suggestion, read the curve yourself"

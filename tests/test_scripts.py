@@ -100,7 +100,14 @@ def test_a_range_test_that_diverges_is_a_success(tmp_path, script):
 
 @pytest.mark.parametrize(
     ("override", "named"),
-    [("+typo=1", "typo"), ("schedule.stepsize=0", "schedule.stepsize"), ("seed=-1", "seed"), ("iterations=0", "0")],
+    [
+        ("+typo=1", "typo"),
+        ("+experiments=cifar10_tri2", "experiments: there is no such key; did you mean experiment?"),
+        ("cifar10_tri2", "cifar10_tri2: expected KEY=VALUE, such as +experiment=cifar10_tri2"),
+        ("schedule.stepsize=0", "schedule.stepsize"),
+        ("seed=-1", "seed"),
+        ("iterations=0", "0"),
+    ],
 )
 def test_unusable_input_is_one_line_and_an_exit_code_of_its_own(tmp_path, script, override, named):
     code, output = script(override)

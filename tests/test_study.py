@@ -160,6 +160,7 @@ def test_a_study_that_is_stopped_in_a_run_says_that_it_goes_on(tmp_path, signum,
         (["+typo=1"], "typo: there is no such key"),
         (["trainer=typo"], "trainer"),
         (["+study=none_such"], "study: there is no 'none_such'"),
+        (["table1_cifar"], "table1_cifar: expected KEY=VALUE, such as +study=table1_cifar"),
     ],
 )
 def test_unusable_input_is_refused_before_anything_is_trained(tmp_path, arguments, message):

@@ -32,9 +32,11 @@ def guarded(main: Callable[..., Any], *arguments: Any) -> int:
     except INPUT_ERRORS as error:
         return refuse(explained(error))
     except ValueError as error:  # Hydra's, before it knows which group
-        if not str(error).startswith("Config group override"):
-            raise
-        return refuse(f"a group takes a name, such as model=cifar10_full ({error}); --help lists them")
+        if str(error).startswith("Config group override"):
+            return refuse(f"a group takes a name, such as model=cifar10_full ({error}); --help lists them")
+        if re.match(r"File .* does not exist|The --\w+ flag", str(error)):  # of --experimental-rerun, of --resolve
+            return refuse(f"{error} --hydra-help shows Hydra's options")
+        raise
     return code or 0
 
 
@@ -61,6 +63,8 @@ def explained(error: Exception) -> str:
         few = f"expected one of {', '.join(options)}" if len(options) <= 12 else "--help lists those that there are"
         meant = f"did you mean {' or '.join(close)}?" if close else few
         return f"{group}: there is no {name!r}; {meant}"
+    if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
+        return f"{found[1]}: expected KEY=VALUE, such as +experiment=cifar10_tri2; --help lists what there is"
     if found := re.search(r"Could not override '([^']+)'\.\s+To append to your config", text):
         return f"{found[1]}: there is no such key; --cfg job after your other arguments shows all that there are"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -17,6 +17,7 @@ In Lightning, `configure_optimizers` returns
 Unlike torch's `CyclicLR` it never touches the momentum, and its state is two integers (Section 3.1; Appendix A).
 """
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,8 @@ class ScheduleLR(LRScheduler):
     """Sets group["lr"] = schedule(t) * group.get("lr_mult", 1.0) in every parameter group, before iteration t.
 
     `lr_mult` is Caffe's multiplier per parameter (cifar10_full trains its biases at twice the LR): put it into the
-    group's dict. The LR given to the optimiser is overwritten. A group added later gets its LR at the next `step()`.
+    group's dict. The LR given to the optimiser is overwritten, with a warning where groups differ in it and none has
+    an `lr_mult`. A group added later gets its LR at the next `step()`.
 
     Args:
         optimizer: any torch optimiser.
@@ -42,10 +44,18 @@ class ScheduleLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
-        if not callable(schedule):
-            raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; give a Schedule")
+        if not callable(schedule) or isinstance(schedule, type):
+            remedy = "give a schedule object, such as Triangular2(base_lr=0.001, max_lr=0.005, stepsize=2000)"
+            raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; {remedy}")
         if last_epoch < -1:
             raise ValueError(f"last_epoch: expected at least -1, got {last_epoch!r}; -1 begins at iteration 0")
+        lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
+            warnings.warn(
+                f"the groups' LRs ({', '.join(f'{lr:g}' for lr in lrs)}) all give way to the schedule's; to keep their "
+                'ratios, give each group an "lr_mult"',
+                stacklevel=2,
+            )
         self.schedule = schedule
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.

@@ -33,6 +33,11 @@ def of_iterations(formula: Callable[[Any, Iterations], Rates]) -> Schedule:
 
     @functools.wraps(formula)
     def call(self: object, t: Any) -> float | Rates:
+        """The LR at iterations t, from 0: a float for an int, float64 of t's shape for an array of ints.
+
+        Raises:
+            ValueError: t is no int or array of ints, or negative.
+        """
         iterations = np.asarray(t)
         if not np.issubdtype(iterations.dtype, np.integer):
             raise ValueError(f"t: expected an int or an array of ints, got {t!r}; count iterations in whole numbers")

@@ -149,6 +149,8 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
     chance = accuracy[0] if thresholds.chance is None else thresholds.chance
     height = float(accuracy.max() - chance)
     after = f", and {diverged}" if diverged else ""
+    if accuracy.max() <= 1:
+        return f"no onset: the highest accuracy is {accuracy.max():.2f} %{after}; if these are fractions, give percent"
     if height < thresholds.min_rise:
         return (
             f"no onset: the accuracy stays below {chance + thresholds.min_rise:.1f} %, {thresholds.min_rise:g} points "
@@ -340,7 +342,7 @@ def check_rules(base_rule: str, max_rule: str) -> None:
 
 
 def find_bounds(
-    curves: Sequence[Curve],
+    curves: Curve | Sequence[Curve],
     base_rule: str = "onset",
     max_rule: str = "earliest",
     thresholds: Thresholds | None = None,
@@ -348,14 +350,14 @@ def find_bounds(
     """(base_lr, max_lr) from one curve per seed, each read on its own.
 
     Args:
-        curves: of the same test.
+        curves: of the same test; or one.
         base_rule: one of BASE_RULES; `third` and `quarter` divide each seed's max_lr.
         max_rule: one of MAX_RULES.
         thresholds: None stands for `Thresholds()`.
     Raises:
         ValueError: no curve, or an unknown rule.
     """
-    thresholds = thresholds or Thresholds()
+    thresholds, curves = thresholds or Thresholds(), _listed(curves)
     if not curves:
         raise ValueError("curves: expected one or more, got none; run the range test first")
     check_rules(base_rule, max_rule)
@@ -365,6 +367,10 @@ def find_bounds(
     else:
         floors = [_fraction(ceiling, DIVISORS[base_rule]) for ceiling in ceilings]
     return Bounds(_over_seeds(base_rule, floors), _over_seeds(max_rule, ceilings))
+
+
+def _listed(curves: Curve | Sequence[Curve]) -> Sequence[Curve]:
+    return [curves] if isinstance(curves, Curve) else curves
 
 
 def _read(rule: Callable[[_Rise, Thresholds], Found], curve: Curve, thresholds: Thresholds) -> Reading:
@@ -414,24 +420,32 @@ def overrides(bounds: Bounds, stepsize: int) -> str:
 
 
 def report(
-    curves: Sequence[Curve],
+    curves: Curve | Sequence[Curve],
     stepsize: int,
     base_rule: str = "onset",
     max_rule: str = "earliest",
     thresholds: Thresholds | None = None,
 ) -> str:
-    """What every rule says, the bounds of the chosen two, and the overrides or why there are none; for people to read.
+    """What every rule says, the bounds of the chosen two, and the schedule between them or why there is none.
+
+    For people to read: the schedule as an object and as Hydra overrides.
 
     Raises:
         ValueError: as `find_bounds`.
     """
+    curves, noise = _listed(curves), (thresholds or Thresholds()).noise
     chosen = find_bounds(curves, base_rule, max_rule, thresholds)
     seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
     lines = [f"LR range test, {seeds}, LR {_short(curves[0].lr[0])} to {_short(curves[0].lr[-1])}"]
     lines += [_line("base_lr", find_bounds(curves, rule, max_rule, thresholds).base) for rule in BASE_RULES]
     lines += [_line("max_lr", find_bounds(curves, base_rule, rule, thresholds).max) for rule in MAX_RULES]
-    suggestion = overrides(chosen, stepsize) if chosen.usable else "no suggestion, read the curve yourself"
-    return "\n".join([*lines, f"  by {chosen.rule}: {suggestion}"])
+    known = f"{noise:g} points, as of {(50 / noise) ** 2:,.0f} images"
+    lines.append(f"  accuracies are taken to be known to {known}; of n, give Thresholds(noise=50 / sqrt(n))")
+    if not chosen.usable:
+        return "\n".join([*lines, f"  by {chosen.rule}: no suggestion, read the curve yourself"])
+    bounds = f"base_lr={_short(chosen.base_lr)}, max_lr={_short(chosen.max_lr)}, stepsize={stepsize}"
+    lines.append(f"  by {chosen.rule}: Triangular({bounds})")
+    return "\n".join([*lines, f"  as overrides: {overrides(chosen, stepsize)}"])
 
 
 def _line(name: str, bound: Bound) -> str:

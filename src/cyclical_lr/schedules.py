@@ -145,8 +145,9 @@ class Triangular:
 class Triangular2:
     """Triangular with an amplitude that halves after each cycle; base_lr stays.
 
-    lr(t) = base_lr + (max_lr - base_lr) * min(1, max(0, (1 - |x|) / 2 ** cycle)). Section 3.1 and Appendix A's
-    `triangular2`. Equal to torch's `CyclicLR(mode="triangular2")` up to rounding. For Table 2, whose cycle counter
+    lr(t) = base_lr + (max_lr - base_lr) * min(1, max(0, (1 - |x|) / 2 ** cycle)), where cycle counts from 0 and x goes
+    from -1 to 1 in each; stepsize is half a cycle, in iterations. Section 3.1 and Appendix A's `triangular2`. Equal to
+    torch's `CyclicLR(mode="triangular2")` up to rounding. For Table 2, whose cycle counter
     restarts, put three of these into Phases.
     """
 
@@ -322,6 +323,7 @@ class Phases:
 
     Because each phase counts from its own start, its cycle counter restarts, and with it triangular2's
     halving. Starts begin at 0 and increase strictly; the last phase has no end. torch's nearest is `SequentialLR`.
+    In a config of your own, its node needs `_convert_: all`: OmegaConf's lists hold no objects.
     """
 
     phases: Sequence[Phase]

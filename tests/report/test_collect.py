@@ -202,14 +202,18 @@ def test_what_a_run_is_writing_this_moment_is_no_problem(tmp_path, add_run):
     assert (len(results.records), results.problems) == (1, ())
 
 
-def test_a_run_that_computes_something_else_under_the_same_label_is_named_and_left_out(tmp_path, add_run):
-    kept = [add_run("a", seed, CURVE) for seed in range(3)]
-    config = {**kept[0].config, "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.002}, "seed": 3}
-    other = add_run("a", 3, CURVE, config=config)
+@pytest.mark.parametrize("day", ["2025-12-31", "2026-01-02"])
+def test_of_runs_that_compute_something_else_under_one_label_the_newest_are_kept(tmp_path, add_run, day):
+    three = [add_run("a", seed, CURVE) for seed in range(3)]
+    config = {**three[0].config, "schedule": {"_target_": "cyclical_lr.schedules.Fixed", "base_lr": 0.002}, "seed": 3}
+    one = [add_run("a", 3, CURVE, config=config, started=f"{day}T00:00:00+00:00")]
+    kept, others = (three, one) if day < "2026" else (one, three)
     results = collect(tmp_path)
     assert set(results.records) == set(results.curves) == {record.run_id for record in kept}
-    (problem,) = results.problems
-    assert other.run_id in problem and "computes something else than the other 3 of label a" in problem
+    assert len(results.problems) == len(others)
+    for record, problem in zip(sorted(others, key=lambda record: record.run_id), sorted(results.problems), strict=True):
+        assert record.run_id in problem and f"computes something else than the newer {len(kept)} of label a" in problem
+        assert "needs an experiment= name, or a results_dir, of its own" in problem
 
 
 def test_a_default_that_is_written_out_does_not_make_a_run_another(tmp_path, add_run):

@@ -36,4 +36,13 @@ def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_pa
     assert plan["solver"]["_target_"].endswith("torch_sgd") and plan["seed"] == 0
     lrs = records.learning_rates(describe(plan, 0))
     assert f"schedule.base_lr={lrs.min():g} schedule.max_lr={lrs.max():g} " in command
+    assert "compress=N" not in printed
     assert len(lrs) == 16_001 and lrs[0] == lrs[-1] == lrs.min()
+
+
+def test_a_range_test_that_ends_before_its_ramp_says_so(tmp_path):
+    ramp = ["schedule=range_test", "schedule.base_lr=0", "schedule.max_lr=0.02", "schedule.stepsize=12"]
+    for changes, cut in ((["iterations=6"], True), ([], False), (["compress=2", "iterations=12"], False)):
+        record = train(tmp_path, *ramp, "eval_every=2", *changes)[0].record
+        printed = bounds([record], CONF, tmp_path / "results", tmp_path / "runs", [])
+        assert ("rises for 12 iterations, of which this test has the first 6: compress=N" in printed) == cut

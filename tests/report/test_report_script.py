@@ -60,6 +60,7 @@ def test_a_folder_of_ones_own_gets_a_report_inside_and_what_is_broken_is_named(o
         (["figures=[]", "readme=none.md"], "error: readme: expected a file with <!-- results -->"),
         (["figures=[]", "page=/proc/page.html"], "error: /proc"),
         (["figures=[]", "experiments=mine"], "error: experiments: expected a list"),
+        (["figures=[]", "experiments=[mine]"], "error: experiments: expected title= beside it"),
         (["+typo=1"], "error: typo: there is no such key"),
         (["typo=1"], "error: typo: there is no such key"),
         (["results_dir=nowhere"], "error: results_dir: expected a folder with records in runs/, got 'nowhere'"),

@@ -233,7 +233,10 @@ def test_latex_has_as_many_cells_in_each_line_and_no_bare_special_character(pape
     write(tmp_path, paper, headline)
     for path in (tmp_path / "tables").glob("*.tex"):
         text = path.read_text()
-        (columns,) = re.findall(r"\\begin\{tabular\}\{(l+)\}", text)
+        ((kind, columns),) = re.findall(r"\\begin\{(tabular|longtable)\}\{(l+)\}", text)
+        assert text.startswith("% needs \\usepackage{booktabs") and f"\\end{{{kind}}}\n" in text
+        assert ("longtable" in text.splitlines()[0]) == (kind == "longtable") == (text.count(r"\\") > 45)
+        assert "Welch" not in text  # neither the paper's nor a control
         lines = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert lines
         for line in lines:

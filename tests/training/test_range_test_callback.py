@@ -275,6 +275,11 @@ def test_a_diverged_test_has_a_nan_tail_and_leaves_the_fit_alone(capsys):
     assert "diverged by LR 0.416667" in capsys.readouterr().out
 
 
+def test_thresholds_of_another_form_are_refused_before_the_test():
+    with pytest.raises(ValueError, match=r"thresholds: expected Thresholds\(\.\.\.\) or None, got \{'noise': 1\}"):
+        LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3, thresholds={"noise": 1})
+
+
 def test_the_suggestion_is_printed_and_bounds_are_kept(capsys):
     test = LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3)
     assert test.curve is None and test.bounds is None

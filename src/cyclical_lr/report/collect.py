@@ -283,9 +283,10 @@ def _checked_benchmark(path: Path) -> Mapping[str, Any]:
 
 
 def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
-    """Runs that share a label with more runs that compute something else, and seeds that a label has twice.
+    """Runs that share a label with newer runs that compute something else, and seeds that a label has twice.
 
-    A label says what was overridden of a lab card; a card that was edited between two runs gives two things one name.
+    A label says what was overridden of a lab card; a card, or a schedule's code, that was edited between two runs gives
+    two things one name.
     """
     by_label: dict[str, list[Record]] = defaultdict(list)
     for run_id in sorted(found):
@@ -298,11 +299,12 @@ def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
             groups = defaultdict(list)
             for record in runs:
                 groups[_identity(record)].append(record)
-        kept = max(groups.values(), key=len)  # of two groups of one size, the first by run id
+        kept = max(groups.values(), key=lambda group: max(record.started for record in group))
         for group in groups.values():
             if group is not kept:
                 for record in group:
-                    yield record, f"it computes something else than the other {len(kept)} of label {label}"
+                    newer = f"it computes something else than the newer {len(kept)} of label {label}"
+                    yield record, f"{newer}; what was changed needs an experiment= name, or a results_dir, of its own"
         seeds: set[int] = set()
         for record in kept:
             if record.seed in seeds:

@@ -69,6 +69,12 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
     test = usable[0]
     found, stepsize = range_test.find_bounds(curves), _stepsize(test, conf)
     lines = [range_test.report(curves, stepsize)]
+    ramp, compress = test.config["schedule"]["stepsize"], test.config.get("compress", 1)
+    if test.status == "done" and test.iterations * compress < ramp:
+        lines.append(
+            f"  the LR rises for {ramp:,} iterations, of which this test has the first {test.iterations * compress:,}: "
+            "compress=N makes a test shorter, and leaves it whole"
+        )
     if found.usable and test.experiment != "custom":  # four cycles, of which Section 3.2 says that they are enough
         ramp = re.compile(r"[+~]*(schedule\b|seed=|iterations=|eval_every=|compress=)")
         kept = shlex.join(override for override in given if not ramp.match(override))

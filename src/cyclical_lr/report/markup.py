@@ -25,6 +25,7 @@ TITLES = {
     "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time)",
     "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row",
 }
+ROWS_OF_A_PAGE = 40
 UNITS = {"iterations": "iterations", "train_seconds": "seconds of training"}
 LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -147,14 +148,21 @@ def markdown(title: str, shown: pd.DataFrame) -> str:
 
 
 def latex(shown: pd.DataFrame) -> str:
-    """A tabular for booktabs, with the sections one below the other."""
+    """A table for booktabs, with the sections one below the other; one that is longer than a page, for longtable.
+
+    Runs that are neither the paper's nor controls are left out.
+    """
+    shown = shown[shown["section"] != "other runs"] if len(shown) else shown
     body = _without_empty(shown.drop(columns="section")) if len(shown) else shown
     columns = list(body.columns)
-    lines = [f"\\begin{{tabular}}{{{'l' * len(columns)}}}", "\\toprule", _ampersands(columns)]
+    kind = "longtable" if len(body) > ROWS_OF_A_PAGE else "tabular"
+    lines = [f"% needs \\usepackage{{booktabs{',longtable' if kind == 'longtable' else ''}}}"]
+    lines += [f"\\begin{{{kind}}}{{{'l' * len(columns)}}}", "\\toprule", _ampersands(columns)]
+    lines += ["\\endhead"] if kind == "longtable" else []
     for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
         lines += ["\\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{_escaped(str(section))}}}}} \\\\"]
         lines += [_ampersands(row) for row in rows[columns].to_numpy().tolist()]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    return "\n".join([*lines, "\\bottomrule", f"\\end{{{kind}}}", ""])
 
 
 def _ampersands(row: Iterable[str]) -> str:

@@ -94,8 +94,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """`cfg` as plain containers, every interpolation resolved.
 
     Raises:
-        ConfigError: a mandatory value is missing or an interpolation fails.
+        ConfigError: an unknown key, a mandatory value is missing or an interpolation fails.
     """
+    _check_keys("", map(str, cfg), (), TOP_LEVEL)  # before values are found to be missing for want of the right key
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -80,6 +80,8 @@ class LRRangeTest(pl.Callback):
         check_rules(base_rule, max_rule)
         if stepsize is not None and (isinstance(stepsize, bool) or not isinstance(stepsize, int) or stepsize < 1):
             raise ValueError(f"stepsize: expected a whole number of iterations >= 1 or None, got {stepsize!r}")
+        if not isinstance(thresholds, Thresholds | None):
+            raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
         self.monitor, self.scale = monitor, scale
         self.base_rule, self.max_rule, self.thresholds = base_rule, max_rule, thresholds
         self.stepsize, self.datamodule = stepsize, datamodule
