@@ -28,6 +28,8 @@ def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True
         multipliers: False treats every parameter alike, the usual mistake in ports.
     Returns:
         torch parameter groups with `lr_mult` and `weight_decay` (already times decay_mult), in order of appearance.
+    Raises:
+        ValueError: a negative weight_decay.
     """
     if weight_decay < 0:
         raise ValueError(f"solver.weight_decay: expected a number >= 0, got {weight_decay}")
@@ -64,6 +66,9 @@ class Solver(Optimizer, ABC):
     Args:
         params: parameters or groups; a group may have its own lr and weight_decay.
         options: lr, weight_decay and what the method adds; the defaults of the groups.
+
+    Raises:
+        ValueError: a momentum or decay outside [0, 1), or a delta that is not above 0; the message names the key.
     """
 
     takes_tensor_lr = True

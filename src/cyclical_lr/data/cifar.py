@@ -191,6 +191,8 @@ class CifarData(pl.LightningDataModule):
         Returns:
             a loader of {"start": first iteration of the block, "indices": int64 [len(seeds), k, batch_size / n]}, where
             k <= `block`.
+        Raises:
+            ConfigError: `eval_every` or `block` is below 1.
         """
         if eval_every < 1 or block < 1:
             raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")

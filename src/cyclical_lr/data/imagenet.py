@@ -206,6 +206,8 @@ class ImageNetData(pl.LightningDataModule):
 
         Returns:
             a loader of {"start": the iteration} and what `CroppedSet` takes, by name, each [len(seeds), 1, ...].
+        Raises:
+            ConfigError: `eval_every` or `block` is below 1, or the workers' batches need more shared memory than is free.
         """
         if eval_every < 1 or block < 1:
             raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
@@ -216,6 +218,9 @@ class ImageNetData(pl.LightningDataModule):
         """A loader of what `CroppedSet` takes, by name, that covers the split once, in file order: centre crops.
 
         A `shard` (r, n) is every n-th image, from the r-th on.
+
+        Raises:
+            ConfigError: another split, or, as for `train_blocks`, too little shared memory.
         """
         if split not in ("train", "test"):
             raise ConfigError(f"split={split!r}: expected one of train, test")

@@ -206,7 +206,7 @@ class Classifier(pl.LightningModule):
             member.loss_sum, member.loss_count = 0.0, 0
             self._loss_sums[m].zero_()
 
-    # Clock: training alone, neither evaluation nor checkpoints --------------------------------------------------------
+    # A fit's begin and end; the clock, of training alone, neither evaluation nor checkpoints --------------------------
 
     def on_fit_start(self) -> None:
         self._loss_sums = [loss_sum.to(self.device) for loss_sum in self._loss_sums]
