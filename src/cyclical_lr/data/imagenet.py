@@ -207,7 +207,7 @@ class ImageNetData(pl.LightningDataModule):
         Returns:
             a loader of {"start": the iteration} and what `CroppedSet` takes, by name, each [len(seeds), 1, ...].
         Raises:
-            ConfigError: `eval_every` or `block` is below 1, or the workers' batches need more shared memory than there is.
+            ConfigError: `eval_every` or `block` below 1, or less shared memory than the batches of the workers take.
         """
         if eval_every < 1 or block < 1:
             raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
