@@ -53,6 +53,7 @@ WRONG = [
     pytest.param(["data.train_sha256=abc"], ["data.train_sha256", "abc"], id="other data than declared"),
     pytest.param(["data.scale=nan"], ["data.scale", "nan", "finite"], id="a scale that is no number"),
     pytest.param(["solver.momentum=nan"], ["solver.momentum", "nan", "finite"], id="nor a momentum"),
+    pytest.param(["data.mean=[1,2,nan]"], ["data.mean[2]", "nan", "finite"], id="nor one in a list"),
     pytest.param(["data.root=5"], ["data.root", "5", "a folder"], id="a folder that is a number"),
     pytest.param(["~eval_every"], ["eval_every: there is none", "+eval_every=VALUE"], id="a key taken away"),
     pytest.param(["~trainer.devices"], ["trainer.devices: there is none"], id="a key of a group taken away"),

@@ -69,11 +69,11 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
     test = usable[0]
     found, stepsize = range_test.find_bounds(curves), _stepsize(test, conf)
     lines = [range_test.report(curves, stepsize)]
-    ramp, compress = test.config["schedule"]["stepsize"], test.config.get("compress", 1)
-    if test.status == "done" and test.iterations * compress < ramp:
+    whole, done = test.config["schedule"]["stepsize"], test.iterations * test.config.get("compress", 1)
+    if test.status == "done" and done < whole:
         lines.append(
-            f"  the LR rises for {ramp:,} iterations, of which this test has the first {test.iterations * compress:,}: "
-            "compress=N makes a test shorter, and leaves it whole"
+            f"  the LR rises for {whole:,} iterations, of which this test has the first {done:,}: compress=N makes a "
+            "test shorter, and leaves it whole"
         )
     if found.usable and test.experiment != "custom":  # four cycles, of which Section 3.2 says that they are enough
         ramp = re.compile(r"[+~]*(schedule\b|seed=|iterations=|eval_every=|compress=)")

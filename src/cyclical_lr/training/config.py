@@ -206,6 +206,8 @@ def _check_targets(where: str, node: Any) -> None:
     elif isinstance(node, list):
         for position, value in enumerate(node):
             _check_targets(f"{where}[{position}]", value)
+    elif isinstance(node, float) and not math.isfinite(node):  # which no id can be made of
+        raise ConfigError(f"{where}: expected a finite number, got {node!r}")
 
 
 def _check_cluster(cluster: Mapping[str, Any]) -> None:

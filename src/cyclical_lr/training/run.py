@@ -5,7 +5,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -231,9 +231,8 @@ def _train_together(
     checkpoints = Checkpoints(folders, plan["checkpoint_seconds"])
     interrupts = Interrupts()
     callbacks = [Curves(folders, loggers), Progress(title, iterations), checkpoints] if ddp.rank() == 0 else []
-    callbacks.append(interrupts)  # the last: at its moments the others are done
-    if ddp.ranks() > 1:
-        callbacks.append(ddp.EndAtTerm())
+    # The last: at its moments the others are done. Ranks would wait for each other.
+    callbacks.append(interrupts if ddp.ranks() == 1 else ddp.EndAtTerm())
     trainer = make_trainer(
         **plan["trainer"],
         max_epochs=-(-iterations // every) - first // every,  # an epoch is the stretch between two evaluations
@@ -268,7 +267,7 @@ def _train_together(
     shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
     try:
-        with interrupts:
+        with interrupts if ddp.ranks() == 1 else nullcontext():
             if members[0].evaluation_due(every, iterations):
                 trainer.validate(module, data.eval_blocks(shard=shard), verbose=False)
             if first < iterations:
