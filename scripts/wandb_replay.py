@@ -34,10 +34,9 @@ def main(arguments: list[str]) -> int:
         if override.partition("=")[0] not in KEYS:
             return refuse(f"{override}: there is no such key here; expected one of {', '.join(KEYS)}")
 
-    from filelock import FileLock, Timeout  # imported here: --help stays quick
-
-    from cyclical_lr import records
+    from cyclical_lr import records  # imported here: --help stays quick
     from cyclical_lr.training.config import compose_config
+    from cyclical_lr.training.sweep import is_held
     from cyclical_lr.training.tracking import replay
 
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
@@ -62,18 +61,14 @@ def main(arguments: list[str]) -> int:
             problems += 1
             continue
         title = f"{record.label} seed {record.seed}"
-        lock = runs / record.run_id / "lock"
-        if lock.exists():  # a run that failed may be on its second try
-            try:
-                with FileLock(lock).acquire(timeout=0):
-                    pass
-            except Timeout:
+        try:
+            if is_held(runs / record.run_id / "lock"):  # a run that failed may be on its second try
                 print(f"skipped: {title} is being worked on by another process")
                 continue
-            except OSError as error:
-                print(f"skipped: {title}: cannot see whether a process works on it ({error})", file=sys.stderr)
-                problems += 1
-                continue
+        except OSError as error:
+            print(f"skipped: {title}: cannot see whether a process works on it ({error})", file=sys.stderr)
+            problems += 1
+            continue
         try:
             where = replay(folder, record, curve, cfg.logger.project, cfg.logger.entity, cfg.logger.mode)
         except records.ConfigError as error:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,27 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
     return not ended & {"failed", "missing", "refused"}
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process holds that lock file of a run.
+
+    Raises:
+        OSError: this one may not look.
+    """
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
     run_id = records.run_id(one)
     path, lock = records.record_path(job.results_dir, run_id), job.runs_dir / run_id / "lock"
-    if not job.is_over(run_id) and lock.exists():
-        try:
-            with FileLock(lock).acquire(timeout=0):
-                pass
-        except Timeout:
+    with suppress(OSError):  # the lock is another user's
+        if not job.is_over(run_id) and is_held(lock):
             return "running", f"another process is working on it ({lock.parent})"
-        except OSError:  # another user's
-            pass
     try:  # after the look at the lock: whoever held it may have written the record since
         record = records.read_record(path) if path.exists() else None
     except records.ConfigError as error:
