@@ -2,18 +2,17 @@
 
 import json
 import re
-import runpy
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
-from small_runs import CONF, SCRIPT
+from small_runs import CONF
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclical_lr import records
 from cyclical_lr.records import build
+from cyclical_lr.report.ending import suggested_stepsize
 from cyclical_lr.training.config import check, compose_config, describe, plain
 
 KINDS = ("range_test", "fixed", "tri2", "exp", "exp_range")
@@ -73,12 +72,11 @@ def test_the_cards_of_a_network_differ_in_schedule_and_length_alone(card, plans)
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_range_test_suggests_the_stepsize_that_the_paper_trains_with(network, plans):
-    script = runpy.run_path(str(SCRIPT), run_name="run")
-    suggested = script["suggested_stepsize"](OmegaConf.create(plans[f"imagenet_{network}_range_test"]))
+    test = f"imagenet_{network}_range_test"
+    suggested = suggested_stepsize(test, plans[test]["schedule"]["stepsize"], CONF)
     phases = plans[f"imagenet_{network}_tri2"]["schedule"]["phases"]
     assert {suggested} == {phase["schedule"]["stepsize"] for phase in phases} == {30_000}
-    ramp = {"experiment": "cifar10_range_test", "schedule": {"stepsize": 4_000}}
-    assert script["suggested_stepsize"](OmegaConf.create(ramp)) == 2_000
+    assert suggested_stepsize("cifar10_range_test", 4_000, CONF) == 2_000
 
 
 def test_recipes_are_those_of_caffes_solvers_and_nets(plans):

@@ -67,9 +67,10 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
     except (ValueError, OSError) as error:
         return f"no curve to read bounds from: {error}"
     test = usable[0]
-    found, stepsize = range_test.find_bounds(curves), _stepsize(test, conf)
+    whole = test.config["schedule"]["stepsize"]
+    found, stepsize = range_test.find_bounds(curves), suggested_stepsize(test.experiment, whole, conf)
     lines = [range_test.report(curves, stepsize)]
-    whole, done = test.config["schedule"]["stepsize"], test.iterations * test.config.get("compress", 1)
+    done = test.iterations * test.config.get("compress", 1)
     if test.status == "done" and done < whole:
         lines.append(
             f"  the LR rises for {whole:,} iterations, of which this test has the first {done:,}: compress=N makes a "
@@ -87,11 +88,10 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
     return "\n".join([*lines, *(f"  wrote  {path}" for path in written)])
 
 
-def _stepsize(test: Record, conf: Path) -> int:
+def suggested_stepsize(experiment: str, ramp: int, conf: Path) -> int:
     """Half a cycle for training after a range test: the paper's for its network, or else half of the test's ramp.
 
-    Figure 1 uses half of Figure 3's ramp, four epochs.
+    Figure 1 uses half of Figure 3's ramp, four epochs. Both are in iterations.
     """
     stated = {row["experiment"]: row for row in read_paper(conf / "paper").bounds.values()}
-    ramp = test.config["schedule"]["stepsize"]
-    return int(stated.get(test.experiment, {}).get("stepsize", ramp // 2))
+    return int(stated.get(experiment, {}).get("stepsize", ramp // 2))
