@@ -21,6 +21,8 @@ from cyclical_lr.training.config import compose_config
         (["data=zzz"], "data: there is no 'zzz'; expected one of cifar10, cifar100, cifar10_sample"),
         (["model="], "model: there is no ''; expected one of alexnet, caffenet"),
         (["typo=1"], "typo: there is no such key; --cfg job"),
+        (["iteratons=1"], "iteratons: there is no such key; did you mean iterations? --cfg job"),
+        (["solver.momentm=0.8"], "solver.momentm: there is no such key; did you mean momentum? --cfg job"),
         (["experiment=cifar10_tri2"], "To append to your default list use +experiment=cifar10_tri2"),
         (["+experiment=cifar10_tri2", "~data.nope"], "'data.nope' does not exist"),
         (["seed=[0"], "'[0'"),

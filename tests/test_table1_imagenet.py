@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import cards
 import pytest
 import torch
 import yaml
@@ -45,11 +46,7 @@ EXPECTED_LR = {
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, dict[str, Any]]:
-    return {card: plain(compose_config(CONF, [f"+experiment={card}"])) for card in CARDS}
-
-
-def card_text(card: str) -> str:
-    return " ".join((CONF / "experiment" / f"{card}.yaml").read_text().replace("#", " ").split())
+    return {card: cards.plan(card) for card in CARDS}
 
 
 def network_of(card: str) -> str:
@@ -130,7 +127,7 @@ def flops(plan: dict[str, Any], backward: bool) -> int:
 
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_states_images_epochs_flops_and_hours_as_they_are(card, plans):
-    plan, text = plans[card], card_text(card)
+    plan, text = plans[card], cards.text(card)
     iterations, size = plan["iterations"], plan["data"]["batch_size"]
     images, evaluations = iterations * size, iterations // plan["eval_every"] + 1
     forward, evaluation = FORWARD[network_of(card)], EVALUATION[network_of(card)]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cards
 import pytest
 import torch
 import yaml
@@ -9,7 +10,7 @@ from small_runs import CONF
 
 from cyclical_lr import records
 from cyclical_lr.records import learning_rates
-from cyclical_lr.training.config import check, compose_config, describe, plain
+from cyclical_lr.training.config import check, describe
 
 torch.set_num_threads(1)
 
@@ -44,30 +45,11 @@ BESIDE = ["cifar10_fixed", "cifar10_tri", "cifar10_tri_no_drops"]
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, dict[str, Any]]:
-    return {card: plain(compose_config(CONF, [f"+experiment={card}"])) for card in CARDS + BESIDE}
+    return {card: cards.plan(card) for card in CARDS + BESIDE}
 
 
 def rows(table: str) -> list[dict[str, Any]]:
     return yaml.safe_load((CONF / "paper" / f"{table}.yaml").read_text())["rows"]
-
-
-def card_text(card: str) -> str:
-    return " ".join((CONF / "experiment" / f"{card}.yaml").read_text().replace("#", " ").split())
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
-        items = enumerate(node)
-    else:
-        return {prefix: node}
-    return {key: value for name, child in items for key, value in flat(child, f"{prefix}.{name}".strip(".")).items()}
-
-
-def differing(ours: Any, theirs: Any) -> set[str]:
-    one, two = flat(ours), flat(theirs)
-    return {key for key in one.keys() | two.keys() if one.get(key, ...) != two.get(key, ...)} - {"experiment"}
 
 
 def of_the_solver(keys: set[str]) -> set[str]:
@@ -89,7 +71,7 @@ def test_no_two_cards_compute_the_same(plans):
 
 @pytest.mark.parametrize(("card", "beside", "keys"), VARIANTS, ids=[card for card, *_ in VARIANTS])
 def test_a_variant_differs_from_the_card_beside_it_in_the_stated_respect_alone(card, beside, keys, plans):
-    assert differing(plans[card], plans[beside]) == keys
+    assert cards.differing(plans[card], plans[beside]) == keys
 
 
 # ---- Table 3 ---------------------------------------------------------------------------------------------------------
@@ -109,8 +91,8 @@ def test_a_card_of_table_3_has_the_rows_bounds_length_and_number(row, plans):
         assert lrs[0] == low
         first_phase = lrs[:16_000]
         assert (first_phase.min(), first_phase.max()) == pytest.approx((low, low if "fixed" in card else high))
-        assert f"Expected: {row['accuracy']} % at {row['iterations']:,} (Table 3)" in card_text(card)
-        assert f"Paper: {row['where']}" in card_text(card)
+        assert f"Expected: {row['accuracy']} % at {row['iterations']:,} (Table 3)" in cards.text(card)
+        assert f"Paper: {row['where']}" in cards.text(card)
 
 
 @pytest.mark.parametrize("card", TABLE3)
@@ -124,7 +106,7 @@ def test_a_card_of_table_3_has_caffes_solver_and_else_the_settings_of_table_1(ca
         **options,
     }
     beside = {"fixed": "cifar10_fixed", "tri_staged": "cifar10_tri"}.get(kind, "cifar10_tri_no_drops")
-    rest = differing(plan, plans[beside])
+    rest = cards.differing(plan, plans[beside])
     rest -= of_the_solver(rest)
     bounds = {key for key in rest if key.startswith("schedule.") and key.endswith(("base_lr", "max_lr"))}
     assert rest - bounds == ({"iterations"} if kind == "tri_70k" else set())
@@ -169,7 +151,7 @@ def test_a_card_of_figure_6_has_caffes_solver_for_the_sigmoid_networks(card, pla
 def test_figure_6_expects_the_papers_numbers():
     for row in rows("text"):
         if row["experiment"] in SIGMOID:
-            assert f"Expected: {row['accuracy']} % (Section 4.1.1)" in card_text(row["experiment"])
+            assert f"Expected: {row['accuracy']} % (Section 4.1.1)" in cards.text(row["experiment"])
 
 
 # ---- Section 3 -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cards
 import numpy as np
 import pytest
 import torch
@@ -35,27 +36,12 @@ ORIGINAL = {
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, dict[str, Any]]:
-    return {card: plain(compose_config(CONF, [f"+experiment={card}"])) for card in CARDS + CAFFE}
+    return {card: cards.plan(card) for card in CARDS + CAFFE}
 
 
 def rows() -> list[dict[str, Any]]:
     tables = [yaml.safe_load((CONF / "paper" / f"{name}.yaml").read_text()) for name in ("table4", "text")]
     return [row for table in tables for row in table["rows"] if row["experiment"] in CARDS + CAFFE]
-
-
-def card_text(card: str) -> str:
-    return " ".join((CONF / "experiment" / f"{card}.yaml").read_text().replace("#", " ").split())
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}.{name}").items()}
-
-
-def differing(ours: Any, theirs: Any) -> set[str]:
-    one, two = flat(ours), flat(theirs)
-    return {key.strip(".") for key in one.keys() | two.keys() if one.get(key, ...) != two.get(key, ...)}
 
 
 def test_every_row_of_table_4_and_of_the_text_has_its_card():
@@ -67,7 +53,7 @@ def test_every_row_of_table_4_and_of_the_text_has_its_card():
 def test_a_card_expects_the_papers_mean_of_five_runs_at_its_end(row, plans):
     iterations = plans[row["experiment"]]["iterations"]
     where = "Table 4" if row["experiment"] in CARDS else "Section 4.1.2"
-    text = card_text(row["experiment"])
+    text = cards.text(row["experiment"])
     assert f"Expected: {row['accuracy']} % at {iterations:,}, the mean of five runs ({where})." in text
     assert f"Paper: {row['where']}" in text
     assert iterations % plans[row["experiment"]]["eval_every"] == 0
@@ -140,16 +126,16 @@ def test_densenet_in_caffe_has_the_prototxts_length_and_drops(card, plans):
 def test_cards_of_one_network_differ_in_their_schedule_alone(plans):
     for card in CARDS + CAFFE:
         reference = card.rpartition("_")[0] + "_lr01"
-        assert all(key.startswith("schedule.") for key in differing(plans[card], plans[reference]) - {"experiment"})
+        assert all(key.startswith("schedule.") for key in cards.differing(plans[card], plans[reference]))
         if card.endswith(("lr02", "lr03")):
-            assert differing(plans[card], plans[reference]) == {"experiment", "schedule.base_lr"}
+            assert cards.differing(plans[card], plans[reference]) == {"schedule.base_lr"}
 
 
 def test_cifar100_is_trained_on_as_cifar10_is(plans):
-    which = {"experiment", "data.name", "data.num_classes", "data.checksum", "model.num_classes"}
+    which = {"data.name", "data.num_classes", "data.checksum", "model.num_classes"}
     for card in CARDS[:12]:
         twin = plans[card.replace("cifar10_", "cifar100_")]
-        assert differing(twin, plans[card]) == which | {"data.train_sha256", "data.test_sha256"}
+        assert cards.differing(twin, plans[card]) == which | {"data.train_sha256", "data.test_sha256"}
 
 
 def test_the_recipes_are_the_originals(plans):

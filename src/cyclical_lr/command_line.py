@@ -66,6 +66,9 @@ def explained(error: Exception) -> str:
     if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
         return f"{found[1]}: expected KEY=VALUE, such as +experiment=cifar10_tri2; --help lists what there is"
     if found := re.search(r"Could not override '([^']+)'\.\s+To append to your config", text):
-        return f"{found[1]}: there is no such key; --cfg job after your other arguments shows all that there are"
+        there = getattr(error.__cause__, "parent_node", None) or {}  # OmegaConf's, which knows how far the key led
+        close = difflib.get_close_matches(str(getattr(error.__cause__, "key", "")), map(str, there), 1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        return f"{found[1]}: there is no such key; {meant}--cfg job after your other arguments shows all that there are"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(line.rstrip(".") for line in lines if line.strip("^ ") and not line.startswith("See https:"))

@@ -2,28 +2,23 @@
 
 import json
 from copy import deepcopy
-from functools import cache
 
+import cards
 import numpy as np
 import pytest
 import torch
 from small_runs import CONF
 
 from cyclical_lr import records
-from cyclical_lr.training.config import check, compose_config, describe, plain
+from cyclical_lr.training.config import check, describe
 from cyclical_lr.training.engine import reference_step
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-@cache
-def card(name):
-    return plain(compose_config(CONF, [f"+experiment={name}"]))
-
-
 def changed(name, **values):
     """The card with other values, a key's dot written as two underscores."""
-    plan = deepcopy(card(name))
+    plan = deepcopy(cards.plan(name))
     for path, value in values.items():
         *groups, key = path.split("__")
         node = plan
@@ -35,7 +30,7 @@ def changed(name, **values):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_passes_the_check_and_has_lrs(name):
-    plan = card(name)
+    plan = cards.plan(name)
     check(plan)
     assert plan["experiment"] == name
     lrs = records.learning_rates(describe(plan, 0))
@@ -45,26 +40,26 @@ def test_every_experiment_composes_passes_the_check_and_has_lrs(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiments_label_is_its_name_until_its_numbers_are_changed(name):
-    unchanged = describe(card(name), 0)
+    unchanged = describe(cards.plan(name), 0)
     elsewhere = changed(name, threads=1, eval_every=7, checkpoint_seconds=1, runs_dir="x", data__eval_batch_size=9)
     assert records.label(name, describe(elsewhere, 3), unchanged) == name
-    longer = describe(changed(name, iterations=card(name)["iterations"] + card(name)["compress"]), 0)
+    longer = describe(changed(name, iterations=cards.plan(name)["iterations"] + cards.plan(name)["compress"]), 0)
     assert records.label(name, longer, unchanged) == f"{name}[iterations={longer['iterations']}]"
 
 
 def test_experiments_are_different_runs():
-    ids = {name: records.run_id(describe(card(name), 0)) for name in EXPERIMENTS}
+    ids = {name: records.run_id(describe(cards.plan(name), 0)) for name in EXPERIMENTS}
     assert len(set(ids.values())) == len(EXPERIMENTS) >= 18
 
 
 def test_each_network_takes_its_first_iterations_with_each_solver_of_its_cards():
     pairs = {}
     for name in EXPERIMENTS:
-        plan = card(name)
+        plan = cards.plan(name)
         pairs.setdefault(json.dumps([plan["model"], plan["solver"]], sort_keys=True), name)
     assert len(pairs) > 15
     for name in pairs.values():
-        plan, side = card(name), card(name)["data"].get("crop", 32)
+        plan, side = cards.plan(name), cards.plan(name)["data"].get("crop", 32)
         torch.manual_seed(0)
         network = records.build(plan["model"]).to(memory_format=torch.channels_last)
         solver = records.build(plan["solver"], network)
