@@ -1,5 +1,6 @@
 """The first screen's sentences: no number without its n, no interval that is not there, no verdict of their own."""
 
+import cards
 import pytest
 import yaml
 
@@ -26,6 +27,7 @@ def test_without_a_run_each_sentence_says_not_run(paper):
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control): not run.",
         "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run.",
         "What the LR drops add at 25,000: to CLR not run; to `decay` not run; to `exp` not run.",
+        "exp_range (`cifar10_exp_range`) after 42,000 iterations (the paper: 82.2 %): not run.",
     ]
     lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
@@ -44,7 +46,7 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
     add_run("cifar10_tri2", 0, curve(80.6, 78.59))
     add_run("cifar10_fixed_25k", 0, curve(80.14, 76.49))
     add_run("cifar10_tri2_no_drops", 0, curve(79.5))
-    clr, fixed, control, matched, drops, times = found(paper, collect(tmp_path))
+    clr, fixed, control, matched, drops, _, times = found(paper, collect(tmp_path))
     assert clr == (
         "CLR (`cifar10_tri2`) ends at **80.60 %** (n = 1, no interval) after 25,000 iterations (the paper: 81.4 %): "
         "no verdict (n = 1)."
@@ -81,7 +83,7 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
         add_run("cifar10_fixed_25k", seed, curve(79.2 + seed / 10))
         add_run("cifar10_fixed_25k_matched", seed, curve(81.2 + seed / 10))
         add_run("cifar10_tri2_no_drops", seed, curve(79.2 + seed / 10))
-    clr, fixed, equal, control, matched, drops, times = found(paper, collect(tmp_path))
+    clr, fixed, equal, control, matched, drops, _, times = found(paper, collect(tmp_path))
     mean = "**81.30 %** [81.05, 81.55] (n = 3, 95 % interval)"
     assert f"`cifar10_tri2`) ends at {mean} after 25,000" in clr
     # t = 4.302653, s = 0.1, sqrt(1 + 1/3): +-0.497, taken as +-0.5.
@@ -99,7 +101,7 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
         "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary; p = 0.0018, corr"
         in matched
     )
-    assert "So CLR does as well, to within 0.5 points, and no better." in matched
+    assert "So CLR does as well, to within 0.5 points; that it does better is not shown." in matched
     assert (
         "to CLR **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval): reproduced (preliminary; p < 0.0001, corr"
         in drops
@@ -151,6 +153,22 @@ def test_seeds_that_diverged_are_told_wherever_a_number_is(paper, tmp_path, add_
     assert "ends at **80.00 %** (n = 1, 1 diverged, no interval)" in sentences
     assert "80.00 at 0.005 (1 diverged) (n = 1; CLR 80.00)" in sentences
     assert "PyTorch's weights +0.00 (1 diverged)" in sentences
+
+
+def test_what_is_read_in_mid_cycle_stands_beside_the_cycles_ends(paper, tmp_path, add_run):
+    config = {"schedule": cards.plan("cifar10_exp_range")["schedule"]}
+    for seed in range(3):
+        values = {40_000: 81.4, 42_000: 79.6 + seed / 10, 44_000: 81.5}
+        add_run("cifar10_exp_range", seed, {0: 10.0, **values}, config=config)
+        add_run("cifar10_fixed", seed, {0: 10.0, 70_000: 81.9 + seed / 10})
+    (sentence,) = [each for each in found(paper, collect(tmp_path)) if each.startswith("exp_range")]
+    assert (
+        "is at **79.70 %** [79.45, 79.95] (n = 3, 95 % interval) after 42,000 iterations (the paper: 82.2 %" in sentence
+    )
+    assert sentence.endswith(
+        "Above the fixed policy at 70,000: contradicted (preliminary). At the stepsize chosen here 42,000 is mid-cycle "
+        "(81.40 at 40,000 and 81.50 at 44,000, where cycles end)."
+    )
 
 
 def test_the_claims_that_the_sentences_rest_on_exist(paper):

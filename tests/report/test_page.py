@@ -3,12 +3,14 @@
 import base64
 import os
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cyclical_lr.report import collect as collecting
 from cyclical_lr.report import gallery, headline, markup, page
@@ -242,6 +244,20 @@ def test_every_figure_and_table_says_how_to_make_it_again(some, tmp_path):
         assert (REPOSITORY / "conf" / "study" / f"{study}.yaml").is_file()
         assert f"python scripts/study.py +study={study} seeds=10" in text
     assert "python scripts/run.py -m +experiment=cifar10_tri2,cifar10_fixed 'seed=range(10)'" in text
+
+
+def test_the_command_of_a_claim_is_one_that_can_be_typed(some):
+    parser = OverridesParser.create()
+    for verdict in some.verdicts:
+        for line in page._command(some.paper, verdict).splitlines():
+            _, script, *arguments = shlex.split(line.removeprefix("OMP_NUM_THREADS=1 "))
+            assert (REPOSITORY / script).is_file()
+            parser.parse_overrides([argument for argument in arguments if argument != "-m"])
+    (bf16,) = [verdict for verdict in some.verdicts if verdict.id == "precision_tri2"]
+    assert page._command(some.paper, bf16).splitlines() == [
+        "python scripts/run.py -m +experiment=cifar10_tri2 'seed=range(10)' trainer=cpu_bf16",
+        "python scripts/run.py -m +experiment=cifar10_tri2 'seed=range(10)'",
+    ]
 
 
 def test_without_a_run_the_page_says_so_everywhere(paper, tmp_path):

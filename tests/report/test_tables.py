@@ -7,8 +7,9 @@ import re
 import pandas as pd
 import pytest
 
-from cyclical_lr.report import markup, tables, verdicts
+from cyclical_lr.report import markup, tables, verdicts, wording
 from cyclical_lr.report.collect import Results, collect
+from cyclical_lr.report.statistics import Interval
 
 NONE = Results({}, {}, ())
 
@@ -169,6 +170,34 @@ def test_seconds_from_different_machines_are_remarked_on(paper, tmp_path, add_ru
     seconds = rows_of(frame, claim="table1_tri2_time_to_target", unit="train_seconds")
     assert {row["remarks"] for row in seconds} == {"seconds from 2 kinds of device, threads, engine or layers"}
     assert set(frame[frame["unit"] == "iterations"]["remarks"]) == {""}
+
+
+def test_an_infinite_speed_up_has_its_interval_where_it_is_not_certain():
+    assert wording.speed_up(math.inf, Interval(0.0, math.inf)) == "infinite [0.00, inf]"
+    assert wording.speed_up(math.inf, Interval(math.inf, math.inf)) == "infinite"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1250.0, ""), (1500.0, "50 to 60 ms an iteration")])
+def test_how_far_the_time_of_an_iteration_differs_between_runs_stands_beside_seconds(
+    paper, tmp_path, add_run, seconds, said
+):
+    add_run("cifar10_tri2", 0, tri2(81.0), train_seconds=1250.0)
+    add_run("cifar10_fixed", 0, tri2(79.0), train_seconds=seconds)
+    frame = make(paper, collect(tmp_path))["time_to_target"]
+    rows = rows_of(frame, claim="table1_tri2_time_to_target", unit="train_seconds")
+    assert {row["remarks"] for row in rows} == {said}
+
+
+def test_a_control_that_nothing_is_compared_with_has_a_row_where_its_claim_is_read(paper, tmp_path, add_run):
+    add_run("cifar10_sigmoid_fixed", 0, {0: 10.0, 60_000: 54.6})
+    frame = make(paper, collect(tmp_path))["table1"]
+    named = {label for claim in paper.claims for label in claim.get("controls", [])}
+    shown = {label for table in make(paper, collect(tmp_path)).values() if "label" in table for label in table["label"]}
+    assert named <= shown
+    (run,) = rows_of(frame, label="cifar10_sigmoid_fixed")
+    (missing,) = rows_of(frame, label="cifar10_tri_no_drops_ss3000")
+    assert (run["section"], run["iterations"], run["mean"]) == ("controls", 60_000, 54.6)
+    assert (missing["section"], missing["iterations"], missing["verdict"]) == ("controls", 24_000, "not run")
 
 
 def test_seconds_of_one_label_on_different_machines_are_remarked_on_where_no_claim_reads_them(paper, tmp_path, add_run):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cyclical_lr import records, schedules
+from cyclical_lr import records
 from cyclical_lr.policy import Schedule
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
@@ -44,7 +44,8 @@ ARMS = {
     "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE),
     "cifar10_nesterov_tri_staged": Arm("Nesterov, CLR in 3 phases", VERMILLION),
     "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
-    "cifar10_adam_tri": Arm("Adam, CLR, 25k", GREEN),
+    "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN),
+    "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY),
     "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE),
     # Figure 6
     "cifar10_bn_fixed": Arm("fixed at 0.001", BLUE),
@@ -130,34 +131,3 @@ def schedule_of(conf: Path, experiment: str) -> tuple[Schedule, int]:
     node = OmegaConf.to_container(composed.schedule, resolve=True)
     assert isinstance(node, dict)
     return records.build({str(key): value for key, value in node.items()}), int(card.iterations)
-
-
-def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
-    """The iterations, up to `iterations`, at which a cycle is complete; none for a policy without cycles."""
-    if isinstance(
-        schedule,
-        (schedules.Triangular, schedules.Triangular2, schedules.Welch, schedules.Hann, schedules.ExpRange),
-    ):
-        cycle = 2 * schedule.stepsize
-        return list(range(cycle, iterations + 1, cycle))
-    if isinstance(schedule, schedules.Drops):
-        return cycle_ends(schedule.schedule, iterations)
-    if isinstance(schedule, schedules.Phases):
-        ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]
-        return [
-            phase.start + t
-            for phase, end in zip(schedule.phases, ends, strict=True)
-            for t in cycle_ends(phase.schedule, end - phase.start)
-        ]
-    return []
-
-
-def drops(schedule: Schedule, iterations: int) -> list[int]:
-    """The iterations, before `iterations`, at which the LR drops for good: milestones and starts of phases."""
-    if isinstance(schedule, (schedules.MultiStep, schedules.Drops)):
-        found = list(schedule.milestones)
-    elif isinstance(schedule, schedules.Phases):
-        found = [phase.start for phase in schedule.phases[1:]]
-    else:
-        found = []
-    return [t for t in found if t < iterations]

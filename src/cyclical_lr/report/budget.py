@@ -13,6 +13,7 @@ import pandas as pd
 from cyclical_lr import records
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
+from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper
 
 CLR = ("triangular2", "CLR")
@@ -48,8 +49,7 @@ def budget_table(paper: Paper, results: Results) -> pd.DataFrame:
             labels += [label for label in longer if _setting(results, label) == setting]
             ours = [label for label in labels if results.by_label[label][0].experiment in clr]
             reference = min(ours, key=lambda label: (len(label), label), default="")  # the one least overridden
-            cells = [read_cell(results, label, end) for label in labels]
-            rows += _rows(f"{setting}, {end:,} iterations", cells, read_cell(results, reference, end), confidence, ends)
+            rows += _rows(results, f"{setting}, {end:,} iterations", labels, reference, confidence, end, ends)
     return pd.DataFrame(rows, columns=list(BUDGET))
 
 
@@ -61,30 +61,40 @@ def _setting(results: Results, label: str) -> str:
 
 
 def _rows(
-    section: str, cells: Sequence[Cell], reference: Cell, confidence: float, ends: Mapping[str, int]
+    results: Results,
+    section: str,
+    labels: Sequence[str],
+    reference: str,
+    confidence: float,
+    end: int,
+    ends: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
+    clr = read_cell(results, reference, end)
+
     def best_first(cell: Cell) -> tuple[float, str]:
         return -statistics.mean(cell.values) if cell.n else math.inf, cell.label
 
-    for cell in sorted(cells, key=best_first):
+    for cell in sorted((read_cell(results, label, end) for label in labels), key=best_first):
         mean, interval = statistics.mean(cell.values), statistics.mean_interval(cell.values, confidence)
         difference, between = math.nan, statistics.UNDEFINED
-        if cell.label != reference.label:
-            difference = round(mean - statistics.mean(reference.values), 9)
-            between = statistics.difference_interval(cell.values, reference.values, confidence)
-        longer = [f"goes on to {ends[cell.label]:,}"] if ends[cell.label] > cell.iteration else []
+        if cell.label != reference:
+            difference = round(mean - statistics.mean(clr.values), 9)
+            between = statistics.difference_interval(cell.values, clr.values, confidence)
+        remarks = [*cell.remarks, mid_cycle(results, cell.label, end)]
+        if ends[cell.label] > end:
+            remarks.append(f"goes on to {ends[cell.label]:,}")
         yield {
             "section": section,
-            "iterations": cell.iteration,
+            "iterations": end,
             "label": cell.label,
             "n": cell.n,
             "mean": mean,
             "low": interval.low,
             "high": interval.high,
             "best": statistics.mean(cell.best),
-            "reference": reference.label,
+            "reference": reference,
             "difference": difference,
             "difference_low": between.low,
             "difference_high": between.high,
-            "remarks": "; ".join([*cell.remarks, *longer]),
+            "remarks": "; ".join(filter(None, remarks)),
         }

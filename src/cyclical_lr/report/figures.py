@@ -7,8 +7,7 @@ curves alone: neither data set nor GPU.
 import logging
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from matplotlib.lines import Line2D
 
 from cyclical_lr.policy import Schedule
 from cyclical_lr.range_test import Bounds, Curve
-from cyclical_lr.records import PACKAGE, ConfigError, CurveRow, Record, learning_rates, locate
-from cyclical_lr.report.arms import COLOURS, Arm, cycle_ends
+from cyclical_lr.records import CurveRow, Record
+from cyclical_lr.report.arms import COLOURS, Arm
 from cyclical_lr.report.collect import Results
+from cyclical_lr.report.cycles import cycle_ends, schedule_in
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every table of a font that it embeds
 
@@ -51,6 +51,8 @@ COLUMN, DPI = 3.4, 200
 LINE = 0.145
 """Height of a line of the legend, in inches."""
 GREY = "0.45"
+SEEDS = 10
+"""How many the commands beside the figures ask for: fewer make a verdict preliminary (conf/paper/verdicts.yaml)."""
 
 Runs = Iterable[tuple[Record, list[CurveRow]]]
 
@@ -194,32 +196,12 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
 
 def _lr_line(axes: Axes, record: Record, curve: Sequence[CurveRow], colour: str) -> None:
     """The LR of a run; dots at its evaluations alone where its schedule is not this package's."""
-    try:
-        _check_harmless(record.config["schedule"])
-        axes.plot(learning_rates(record.config), color=colour, linewidth=0.9)
-    except ConfigError:
+    schedule = schedule_in(record)
+    if schedule is not None:
+        axes.plot(schedule(np.arange(record.config["iterations"] + 1)), color=colour, linewidth=0.9)
+    else:
         x, y = [row.iteration for row in curve], [row.lr for row in curve]
         axes.plot(x, y, color=colour, ls="none", marker="o", ms=2)
-
-
-def _check_harmless(node: Any) -> None:
-    """Let nothing be called but this package's policies, nor any interpolation be resolved: a record may come from
-    anywhere, and name anything.
-
-    Raises:
-        ConfigError: a schedule names something else.
-    """
-    if isinstance(node, Mapping):
-        target = str(node.get("_target_", ""))
-        if target and not (target.startswith(PACKAGE) and is_dataclass(locate(target))):
-            raise ConfigError(f"schedule: {target!r} is not a policy of this package")
-        for value in node.values():
-            _check_harmless(value)
-    elif isinstance(node, list):
-        for value in node:
-            _check_harmless(value)
-    elif isinstance(node, str) and "${" in node:
-        raise ConfigError(f"schedule: {node!r} is not a value")
 
 
 def thousands(value: float, _: object = None) -> str:

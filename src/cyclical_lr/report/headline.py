@@ -15,6 +15,7 @@ import pandas as pd
 
 from cyclical_lr.report import arms, markup, statistics, tables, wording
 from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.times import TimeToTarget
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_RUN, REPRODUCED, Verdict, decide
@@ -40,6 +41,7 @@ def make_report(paper: Paper, results: Results) -> Report:
 
 TRI2, FIXED, EQUAL = "table1_tri2", "table1_fixed", "table1_tri2_equals_fixed"
 TIMES = "table1_tri2_time_to_target"
+EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"
 CONTROLS = {
     "cifar10_fixed_25k": "The fixed policy with CLR's 25,000 iterations and drops",
     "cifar10_fixed_25k_matched": "The same at the mean LR of CLR's first phase",
@@ -109,7 +111,7 @@ def found(report: Report) -> list[str]:
         sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {_decided(by_id[EQUAL])}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
     sentences += filter(None, [_constant(report.results), _later(report.results)])
-    sentences.append(_drops(paper, by_id))
+    sentences += [_drops(paper, by_id), _exp_range(report, by_id)]
     if times := _times(by_id[TIMES].times):
         sentences.append(times)
     sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
@@ -119,9 +121,9 @@ def found(report: Report) -> list[str]:
     return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
 
 
-def _number(paper: Paper, verdict: Verdict, policy: str) -> str:
+def _number(paper: Paper, verdict: Verdict, policy: str, verb: str = "ends at") -> str:
     (cell,), row = verdict.cells, paper.rows[verdict.claim["row"]]
-    ours = f"ends at {_mean(paper, cell)} " if cell.n else ""
+    ours = f"{verb} {_mean(paper, cell)} " if cell.n else ""
     said = f"the paper: {wording.quoted(row['accuracy'])} %"
     if verdict.finding.prediction is not None:
         said += f"; a new run of ours is expected within {wording.interval(verdict.finding.prediction)}"
@@ -175,7 +177,8 @@ def _in_words(paper: Paper, equal: Verdict, beaten: Verdict) -> str:
     if beaten.finding.verdict in (REPRODUCED, CONTRADICTED):
         return " So CLR does better." if beaten.finding.verdict == REPRODUCED else " So CLR does worse."
     if equal.finding.verdict == REPRODUCED:
-        return f" So CLR does as well, to within {paper.rule('equal')['margin']:g} points, and no better."
+        margin = f"{paper.rule('equal')['margin']:g}"
+        return f" So CLR does as well, to within {margin} points; that it does better is not shown."
     return " So far neither a lead of CLR nor equality is shown."
 
 
@@ -254,6 +257,16 @@ def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
         gain = f"{_lead(paper, verdict)}: {_decided(verdict)}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
     return f"What the LR drops add at 25,000: {'; '.join(gains)}."
+
+
+def _exp_range(report: Report, by_id: Mapping[str, Verdict]) -> str:
+    """The paper's best row, where it is read, and how it stands to the fixed policy."""
+    text = _number(report.paper, by_id[EXP_RANGE], "exp_range", "is at")
+    if _all_run(above := by_id[EXP_RANGE_ABOVE_FIXED]):
+        text += f" Above the fixed policy at 70,000: {above.finding.text}."
+    (cell,) = by_id[EXP_RANGE].cells
+    where = mid_cycle(report.results, cell.label, cell.iteration)
+    return f"{text} At the stepsize chosen here {cell.iteration:,} is {where}." if where else text
 
 
 def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:

@@ -199,13 +199,13 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
     for family in dict.fromkeys(verdict.claim["family"] for verdict in verdicts):
         rows = [
             [
-                f"`{verdict.id}`: {' '.join(verdict.claim['text'].split())} ({verdict.claim['place']})",
+                " ".join(f"`{verdict.id}`: {claim['text']} ({claim['place']}) {claim.get('note', '')}".split()),
                 our_numbers(paper, verdict),
                 f"**{verdict.finding.text}**",
                 controls_say(verdict, by_control),
             ]
-            for verdict in verdicts
-            if verdict.claim["family"] == family
+            for verdict, claim in ((verdict, verdict.claim) for verdict in verdicts)
+            if claim["family"] == family
         ]
         parts.append(f"## {family}\n\n{wording.pipes(['claim', 'ours', 'verdict', 'controls'], rows)}")
     return "\n".join(parts)

@@ -50,17 +50,21 @@ FAMILIES = {
     "precision": "Precision",
 }
 ROWS = {"paper": "The paper's rows", "bf16": "The same in bfloat16", "controls": "Controls", "other runs": "Other runs"}
+ON_CIFAR10_FULL = (
+    *("table1_cifar", "controls", "constant_lr", "table3", "windows", "stepsize", "third_rule"),
+    *("porting_mistakes", "modern"),
+)
 STUDIES = {
     "table1": ("table1_cifar", "table1_imagenet", "controls", "windows", "stepsize", "third_rule"),
     "table2": ("table1_cifar",),
     "table3": ("table3",),
     "table4": ("table4",),
     "text": ("densenet_caffe", "figure6"),
-    "budget": ("table1_cifar", "controls", "modern"),
+    "budget": ON_CIFAR10_FULL,
     "cost": (),
-    "time_to_target": ("table1_cifar", "controls"),
+    "time_to_target": ON_CIFAR10_FULL,
 }
-"""The studies in conf/study that fill each table; of costs, a benchmark does."""
+"""The studies in conf/study that fill each table, in float32; of costs, a benchmark does."""
 BENCHMARK = "OMP_NUM_THREADS=1 python benchmarks/solvers.py"
 KINDS = {
     REPRODUCED: "good",
@@ -186,8 +190,7 @@ def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
         title = ROWS.get(section) or claims.get(section, section)
         sections.append({"title": title, "run": run, **_grid(rows.drop(columns="section"))})
     seeds = paper.verdicts["seeds"]["preliminary_below"]
-    studies = [f"python scripts/study.py +study={study} seeds={seeds}" for study in STUDIES[name]]
-    command = "\n".join([*(studies or [BENCHMARK]), "python scripts/report.py"])
+    command = f"{wording.studies(STUDIES[name], seeds) or BENCHMARK}\npython scripts/report.py"
     return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
 
 
@@ -233,9 +236,12 @@ def _command(paper: Paper, verdict: Verdict) -> str:
     if "command" in verdict.claim:
         return str(verdict.claim["command"])
     shown = [*verdict.claim["operands"], *verdict.claim.get("beside", [])]
-    experiments = ",".join(dict.fromkeys(each["experiment"] for each in shown))
     seeds = paper.verdicts["seeds"]["preliminary_below"]
-    return f"python scripts/run.py -m +experiment={experiments} 'seed=range({seeds})'"
+    by_trainer: dict[tuple[str, ...], list[str]] = {}
+    for label in dict.fromkeys(each["experiment"] for each in shown):
+        experiment, bf16, _ = label.partition("[precision=bf16]")
+        by_trainer.setdefault(("trainer=cpu_bf16",) if bf16 else (), []).append(experiment)
+    return "\n".join(wording.runs(experiments, seeds, *trainer) for trainer, experiments in by_trainer.items())
 
 
 # Provenance -----------------------------------------------------------------------------------------------------------

@@ -18,11 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cyclical_lr import range_test
-from cyclical_lr.report.arms import ARMS, BLUE, VERMILLION, drops, schedule_of
+from cyclical_lr.report import wording
+from cyclical_lr.report.arms import ARMS, BLUE, VERMILLION, schedule_of
 from cyclical_lr.report.collect import Results
+from cyclical_lr.report.cycles import drops
 from cyclical_lr.report.figures import (
     COLUMN,
     GREY,
+    SEEDS,
     STYLE,
     MissingRuns,
     census,
@@ -43,14 +46,14 @@ class PaperFigure:
     Attributes:
         caption: what it shows, in a sentence or two that stand for the picture where it cannot be seen.
         arms: the experiments that it draws, the paper's first, then controls of this study.
-        study: the file of conf/study that runs the paper's arms; without one they are run by name.
+        studies: the files of conf/study that run the arms; without one they are run by name.
         inset: a stretch of iterations that is enlarged: all of Figure 1's, whose axis is mostly empty; where the paper
             has an inset, its.
     """
 
     caption: str
     arms: tuple[str, ...] = ()
-    study: str = ""
+    studies: tuple[str, ...] = ()
     inset: tuple[int, int] | None = None
 
     @property
@@ -63,7 +66,7 @@ FIGURES = {
         "Test accuracy on CIFAR-10 against the iteration for CLR, the fixed policy and exp, with the paper's digitised "
         "curves. As a control, the fixed policy with CLR's budget and drops.",
         ("cifar10_tri2", "cifar10_fixed", "cifar10_exp", "cifar10_fixed_25k"),
-        "table1_cifar",
+        ("table1_cifar", "controls"),
         inset=(12_000, 70_000),
     ),
     2: PaperFigure(
@@ -75,33 +78,34 @@ FIGURES = {
         "and, as a control, over four. The bounds that the paper read off, and those that this study's rules read off "
         "the first, are marked.",
         ("cifar10_range_test", "cifar10_range_test_ss2000"),
-        "figure3",
+        ("figure3",),
     ),
     4: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for exp and exp_range, both with gamma 0.99994.",
         ("cifar10_exp_range", "cifar10_exp"),
-        "table1_cifar",
+        ("table1_cifar",),
     ),
     5: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for Nesterov with CLR and for Adam with and without it. The "
-        "paper does not say whether Nesterov's LR dropped in phases, so both readings are drawn.",
+        "paper does not say whether the LR dropped in phases, so both readings are drawn; its numbers have the colours "
+        "of the reading without.",
         (
             *("cifar10_nesterov_tri", "cifar10_nesterov_tri_staged"),
-            *("cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_fixed"),
+            *("cifar10_adam_tri", "cifar10_adam_tri_staged", "cifar10_adam_tri_70k", "cifar10_adam_fixed"),
         ),
-        "table3",
+        ("table3",),
     ),
     6: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for Caffe's sigmoid network with batch normalisation, fixed "
         "against CLR; as controls, both without batch normalisation. The paper's numbers have no iteration.",
         ("cifar10_bn_clr", "cifar10_bn_fixed", "cifar10_sigmoid_clr", "cifar10_sigmoid_fixed"),
-        "figure6",
+        ("figure6",),
     ),
     7: PaperFigure(
         "The LR range test of AlexNet on ImageNet: validation accuracy against the LR, with three points of the "
         "paper's curve that were read off by eye.",
         ("imagenet_alexnet_range_test",),
-        "figure7",
+        ("figure7",),
     ),
     8: PaperFigure(
         "Validation accuracy of AlexNet on ImageNet against the iteration, fixed against CLR. The paper's caption says "
@@ -123,7 +127,7 @@ FIGURES = {
     11: PaperFigure(
         "The LR range test of GoogLeNet on ImageNet: validation accuracy against the LR.",
         ("imagenet_googlenet_range_test",),
-        "figure11",
+        ("figure11",),
     ),
     12: PaperFigure(
         "Validation accuracy of GoogLeNet on ImageNet against the iteration, fixed against triangular2.",
@@ -142,8 +146,8 @@ CAPTIONS = {number: figure.caption for number, figure in FIGURES.items()}
 def command(number: int) -> str:
     """What makes the runs of a figure, ready to paste; for a figure without runs, what draws it."""
     figure = FIGURES[number]
-    if figure.study:
-        return f"python scripts/study.py +study={figure.study}"
+    if figure.studies:
+        return wording.studies(figure.studies, SEEDS)
     if not figure.arms:
         return f"python scripts/report.py figures=[{number}]"
     several = "-m " if len(figure.arms) > 1 else ""
@@ -162,7 +166,7 @@ def draw(number: int, results: Results, conf: Path) -> Figure:
     shown = _shown(conf, number)
     points = [point for curve in shown["curves"] for point in curve["points"] if not point.get("approximate")]
     if not points and not any(label in results.by_label for label in figure.arms):
-        raise MissingRuns(f"Figure {number} has no run yet: {command(number)}")
+        raise MissingRuns(f"Figure {number} has no run yet: {'; '.join(command(number).splitlines())}")
     with plt.rc_context(STYLE):
         if shown["axes"]["x"] == "lr":
             return _accuracy_against_lr(figure, shown, results)
@@ -213,6 +217,8 @@ def _accuracy_against_iteration(
         inside.set_xticks([low, high], [thousands(low), thousands(high)])
         inside.tick_params(labelsize=6, pad=1.5, length=2)
         inside.get_xticklabels()[1].set_horizontalalignment("right")
+        for text in inside.get_xticklabels():  # lines of the axes behind end before them
+            text.set_bbox({"facecolor": "white", "lw": 0, "pad": 0.6})
     legends(figure, axes)
     return figure
 
@@ -254,7 +260,7 @@ def _paper_number(axes: Axes, row: Mapping[str, Any]) -> None:
         return
     axes.axhline(accuracy, color=colour, ls=(0, (1, 3)), lw=0.9, zorder=1)
     text: Any = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 6, "color": colour}
-    axes.annotate(f"paper:\n{accuracy} %,\niteration\nnot given", (1.02, accuracy), **text)
+    axes.annotate(f"paper:\n{accuracy} %", (1.02, accuracy), **text)
 
 
 # Accuracy against LR --------------------------------------------------------------------------------------------------
@@ -265,7 +271,7 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
     for curve in shown["curves"]:
         whole = not any(point.get("approximate") for point in curve["points"])  # landmarks are not joined
         xy = [[point[name] for point in curve["points"]] for name in ("lr", "accuracy")]
-        axes.plot(*xy, color=GREY, ls="-" if whole else "none", lw=0.8, **DIGITISED)
+        axes.plot(*xy, color=GREY, ls="-" if whole else "none", lw=0.8, clip_on=False, **DIGITISED)
     for label in paper_figure.arms:
         arm, curves = ARMS[label], finished(results, label)
         name = f"{arm.name} ({census(results, label)})"
@@ -279,10 +285,11 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
                 axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=arm.colour, lw=0.6)
                 axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=arm.colour, marker="x", ms=4, gid="diverged")
     for row in shown["bounds"]:
-        _bounds(axes, "the paper's bounds", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
+        _bounds(axes, "bounds, the paper's", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
     if tests := range_tests(results, paper_figure.arms[0]):
-        found = range_test.find_bounds(tests)
-        _bounds(axes, "bounds by this study's rules", (found.base_lr, found.max_lr), BLUE, "--")
+        found = [range_test.find_bounds(tests, max_rule=rule) for rule in range_test.CEILINGS]
+        ceilings = sorted({bounds.max_lr for bounds in found if bounds.max_lr is not None})
+        _bounds(axes, "by this study's rules", (found[0].base_lr, *(ceilings or (None,))), BLUE, "--")
     axes.set_xlim(*shown["axes"]["x_limits"])
     if "y_limits" in shown["axes"]:
         axes.set_ylim(*shown["axes"]["y_limits"])
@@ -294,7 +301,7 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
 
 
 def _bounds(axes: Axes, name: str, bounds: Sequence[float | None], colour: str, line: str) -> None:
-    """A vertical line per bound, with one entry in the legend: `name: 0.001, 0.006`."""
+    """A vertical line per bound, base_lr and then max_lr, by each rule: `name: 0.001, 0.006` in the legend."""
     for number, lr in enumerate(bounds):
         values = ", ".join("none" if bound is None else f"{bound:g}" for bound in bounds)
         label = f"{name}: {values}" if number == 0 else ""

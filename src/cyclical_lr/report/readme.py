@@ -57,11 +57,11 @@ def _rows(rows: pd.DataFrame) -> str:
     lines, ours = [], rows.columns[1]
     for row in rows.to_dict("records"):
         experiment = row["run"].partition("[")[0]
-        n = f"{row['n']}; {row['remarks']}" if row["remarks"] else row["n"]
         linked = f"[`{row['run']}`](conf/experiment/{experiment}.yaml)"
         table, _, precision = row["where"].partition(", ")  # or "control"
         said = f"{row['paper']} ({table})" if row["paper"] else "not in the paper"
-        lines.append([linked, row["iterations"], row[ours], n, said, row["verdict"] or precision or table])
+        verdict = "; ".join(filter(None, [row["verdict"] or precision or table, row["remarks"]]))
+        lines.append([linked, row["iterations"], row[ours], row["n"], said, verdict])
     return wording.pipes(["run", "iterations", f"{ours}, %", "n", "the paper, %", "verdict"], lines)
 
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cyclical_lr.records import Record
-from cyclical_lr.report import forest, statistics
+from cyclical_lr.report import forest, statistics, wording
 from cyclical_lr.report.arms import (
     ARMS,
     BLUE,
@@ -26,14 +26,14 @@ from cyclical_lr.report.arms import (
     VERMILLION,
     Groups,
     constant_lrs,
-    cycle_ends,
-    drops,
     schedule_of,
 )
 from cyclical_lr.report.collect import Results, read_cell
+from cyclical_lr.report.cycles import cycle_ends, drops
 from cyclical_lr.report.figures import (
     COLUMN,
     GREY,
+    SEEDS,
     STYLE,
     MissingRuns,
     census,
@@ -50,10 +50,10 @@ from cyclical_lr.report.verdicts import Verdict
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """One figure of this study: its caption, what runs its arms, and what draws it."""
+    """One figure of this study: its caption, the studies that run its arms, and what draws it."""
 
     caption: str
-    command: str
+    studies: tuple[str, ...]
     draw: Callable[[Results, Sequence[Verdict], Path], Figure]
 
 
@@ -69,11 +69,11 @@ def draw(name: str, results: Results, decided: Sequence[Verdict], conf: Path) ->
 
 def command(name: str) -> str:
     """What makes the runs of a figure, ready to paste; for a figure without runs, what draws it."""
-    return FIGURES[name].command
+    return wording.studies(FIGURES[name].studies, SEEDS) or f"python scripts/report.py figures=[{name}]"
 
 
 def _missing(name: str) -> MissingRuns:
-    return MissingRuns(f"The figure {name} has no run yet: {command(name)}")
+    return MissingRuns(f"The figure {name} has no run yet: {'; '.join(command(name).splitlines())}")
 
 
 # LR schedules ---------------------------------------------------------------------------------------------------------
@@ -112,7 +112,8 @@ def _schedules(results: Results, decided: Sequence[Verdict], conf: Path) -> Figu
         schedule, iterations = schedule_of(conf, experiment)
         # Corners stand at cycle ends and drops; an even grid alone would cut them off.
         breaks = [*drops(schedule, iterations), *cycle_ends(schedule, iterations)]
-        t = np.unique([*np.linspace(0, iterations, 1201, dtype=int), *breaks, *(b - 1 for b in breaks)])
+        t = np.unique([*np.linspace(0, iterations - 1, 1201, dtype=int), *breaks, *(b - 1 for b in breaks)])
+        t = t[t < iterations]  # the LR at the end is of no update
         rates = schedule(t)
         axes.plot(t, rates, color=colour, lw=0.8)
         axes.set_title(title, fontsize=6, pad=3, loc="left", x=-0.4)
@@ -174,6 +175,8 @@ def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> 
     axes.set_xlabel("minutes of training, without evaluation")
     axes.set_ylabel("test accuracy (%)")
     notes = [f"Timed on {device}, {threads} thread{'s' * (threads != '1')}, {engine} engine, {layers} layers."]
+    if spread := wording.paces(groups[clock]):
+        notes.append(f"By run {spread}, whatever the policy: other work on the machine is in the minutes.")
     if otherwise := sum(map(len, groups.values())) - len(groups[clock]):
         left = "1 run is" if otherwise == 1 else f"{otherwise} runs are"
         whole = f", with them all of {'; '.join(elsewhere)}" if elsewhere else ""
@@ -200,7 +203,7 @@ CONTROLS: Groups = {
     ],
     "Is it the mean LR?": [
         ("cifar10_fixed_25k_matched", 25_000, "fixed at CLR's mean, 25k"),
-        ("cifar10_exp_range", 42_000, "exp_range, 42k"),
+        ("cifar10_exp_range", 42_000, "exp_range, 42k: LR peak"),
         ("cifar10_exp_matched", 42_000, "exp at its mean, 42k"),
     ],
     "Is it the order of images?": [
@@ -348,36 +351,36 @@ FIGURES = {
     "schedules": StudyFigure(
         "The learning rate against the iteration for every policy: the paper's, this study's controls and other "
         "readings, and later policies that are compared with it.",
-        "python scripts/report.py figures=[schedules]",
+        (),
         _schedules,
     ),
     "verdicts": StudyFigure(
         "Every claim that compares accuracies and has runs: the difference, its interval and the margin of its rule, "
         "coloured by verdict; an arrow where it lies beyond the axis. Rows are named as in results/claims.md.",
-        "python scripts/study.py +study=table1_cifar",
+        ("table1_cifar", "controls", "table3", "figure6", "windows", "stepsize", "third_rule"),
         _verdicts,
     ),
     "training_time": StudyFigure(
         "Test accuracy on CIFAR-10 against minutes of training on one kind of machine, evaluation left out; dots mark "
         "the ends of cycles.",
-        "python scripts/study.py +study=table1_cifar",
+        ("table1_cifar", "controls"),
         _training_time,
     ),
     "controls": StudyFigure(
         "What the paper's comparisons leave open: CLR and the fixed policy under one budget, with and without LR drops "
         "and at one mean LR; the fixed policy at other constant LRs; and where every control ends.",
-        "python scripts/study.py +study=controls",
+        ("table1_cifar", "controls", "constant_lr"),
         _controls,
     ),
     "porting_mistakes": StudyFigure(
         "What earlier ports of Caffe's network missed, and what each costs: CLR as in Table 2 after 25,000 iterations, "
         "with one of Caffe's choices changed at a time, then several.",
-        "python scripts/study.py +study=porting_mistakes",
+        ("porting_mistakes",),
         _ends("porting_mistakes", MISTAKES),
     ),
     "later_policies": StudyFigure(
         "Later policies under CLR's budget of 25,000 iterations, with a peak or mean set by Table 2 and not tuned.",
-        "python scripts/study.py +study=modern",
+        ("modern",),
         _ends("later_policies", LATER_POLICIES),
     ),
 }

@@ -17,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from cyclical_lr.report import statistics
+from cyclical_lr.report import statistics, wording
 from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
+from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.times import TimeToTarget, common_grid, curves_of, times_to_target
 from cyclical_lr.report.verdicts import NOT_RUN, Verdict, number
@@ -91,7 +92,7 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
                     continue
                 iteration = row["iterations"] or last_iteration(results, label)
                 cell = read_cell(results, label, iteration or 0)
-                out = {"section": section, **described, **_ours(paper, cell), "iterations": iteration}
+                out = {"section": section, **described, **_ours(paper, results, cell), "iterations": iteration}
                 out |= {"paper": row["accuracy"], "difference": row["accuracy"] - out["mean"]}
                 found = number(paper, cell, row["accuracy"], row["runs"])
                 out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
@@ -101,11 +102,11 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
 
 def _control_rows(paper: Paper, results: Results) -> Iterator[dict[str, Any]]:
     for label, iteration in _controls(paper):
-        yield {"section": "controls", **_ours(paper, read_cell(results, label, iteration))}
+        yield {"section": "controls", **_ours(paper, results, read_cell(results, label, iteration))}
 
 
 def _controls(paper: Paper) -> list[tuple[str, int]]:
-    """Label and iteration of all that claims compare and no table has, in the claims' order of labels.
+    """Label and iteration of all that claims compare, or name as controls, and no table has, in the claims' order.
 
     Not the range tests: what is read off them is no accuracy.
     """
@@ -114,6 +115,11 @@ def _controls(paper: Paper) -> list[tuple[str, int]]:
     shown = [each for claim in claims for each in [*claim["operands"], *claim.get("beside", [])]]
     cells = dict.fromkeys((each["experiment"], each["iteration"]) for each in shown)
     order = list(dict.fromkeys(label for label, _ in cells))
+    for claim in claims:  # a control that is compared with nothing, where the claim's A is read
+        for label in claim.get("controls", []):
+            if label not in order:
+                cells[label, claim["operands"][0]["iteration"]] = None
+                order.append(label)
     controls = [cell for cell in cells if cell[0] not in in_tables]
     return sorted(controls, key=lambda cell: (order.index(cell[0]), cell[1]))
 
@@ -129,11 +135,11 @@ def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> 
         cells = [read_cell(results, label, iteration) for iteration in sorted(named - {None, end})]
         for cell in cells:
             if cell.n:
-                yield {"section": "other runs", **_ours(paper, cell)}
-        yield {"section": "other runs", **_ours(paper, read_cell(results, label, end or 0)), "iterations": end}
+                yield {"section": "other runs", **_ours(paper, results, cell)}
+        yield {"section": "other runs", **_ours(paper, results, read_cell(results, label, end or 0)), "iterations": end}
 
 
-def _ours(paper: Paper, cell: Cell) -> dict[str, Any]:
+def _ours(paper: Paper, results: Results, cell: Cell) -> dict[str, Any]:
     interval = statistics.mean_interval(cell.values, paper.rule("number")["confidence"])
     return {
         "iterations": cell.iteration,
@@ -148,7 +154,7 @@ def _ours(paper: Paper, cell: Cell) -> dict[str, Any]:
         "difference_low": math.nan,
         "difference_high": math.nan,
         "verdict": "" if cell.runs else NOT_RUN,
-        "remarks": "; ".join(cell.remarks),
+        "remarks": "; ".join(filter(None, [*cell.remarks, mid_cycle(results, cell.label, cell.iteration)])),
     }
 
 
@@ -182,7 +188,7 @@ def phases_table(paper: Paper, results: Results) -> pd.DataFrame:
         phase = {name: row[name] for name in PHASE}
         ran = ours[position] if position < len(ours) else {}
         verdict = NOT_RUN if not runs else "same" if ran == phase else "differs"
-        cell = _ours(paper, read_cell(results, label, row["max_iter"]))
+        cell = _ours(paper, results, read_cell(results, label, row["max_iter"]))
         rows.append(
             {"section": "paper", "phase": position + 1, **phase}
             | {f"ours_{name}": ran.get(name, math.nan) for name in PHASE}
@@ -281,4 +287,5 @@ def _clocks(results: Results, labels: Sequence[str]) -> str:
     """A warning where seconds do not compare."""
     runs = [record for label in dict.fromkeys(labels) for record in results.by_label.get(label, [])]
     clocks = {record.clock for record in runs}
-    return f"seconds from {len(clocks)} kinds of device, threads, engine or layers" if len(clocks) > 1 else ""
+    kinds = f"seconds from {len(clocks)} kinds of device, threads, engine or layers" if len(clocks) > 1 else ""
+    return ", ".join(filter(None, [kinds, wording.paces(runs)]))

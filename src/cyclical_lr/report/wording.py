@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from cyclical_lr.records import Record
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell
 from cyclical_lr.report.statistics import Interval
@@ -43,10 +44,8 @@ def speed_up(ratio: float, ends: Interval) -> str:
     """B's time over A's; A is what is asked about."""
     if math.isnan(ratio):
         return "undefined"
-    if math.isinf(ratio):
-        return "infinite"
-    value = f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)"
-    return value if math.isnan(ends.low) else f"{value} {interval(ends)}"
+    value = "infinite" if math.isinf(ratio) else f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)"
+    return f"{value} {interval(ends)}" if math.isfinite(ends.low) else value
 
 
 def time(value: float) -> str:
@@ -57,6 +56,25 @@ def time(value: float) -> str:
 def p(value: Any) -> str:
     """A p-value with its sign of relation."""
     return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
+
+
+def runs(experiments: Iterable[str], seeds: int, *overrides: str) -> str:
+    """The command that runs these with as many seeds."""
+    chosen = [f"+experiment={','.join(experiments)}", f"'seed=range({seeds})'", *overrides]
+    return f"python scripts/run.py -m {' '.join(chosen)}"
+
+
+def studies(names: Iterable[str], seeds: int) -> str:
+    """The commands that run these studies with as many seeds, a line each."""
+    return "\n".join(f"python scripts/study.py +study={name} seeds={seeds}" for name in names)
+
+
+def paces(records: Iterable[Record]) -> str:
+    """How much the time of an iteration differs between runs, where load or pauses are a fifth of it or more."""
+    milliseconds = [1000 * record.train_seconds / record.iterations for record in records if record.iterations]
+    if not milliseconds or max(milliseconds) < 1.2 * min(milliseconds):
+        return ""
+    return f"{min(milliseconds):.0f} to {max(milliseconds):.0f} ms an iteration"
 
 
 def cell(ours: Cell) -> str:

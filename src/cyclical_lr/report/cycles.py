@@ -1,0 +1,98 @@
+"""Where the cycles of a schedule end and its LR drops, and what a run has at a cycle's end that is read elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+
+from cyclical_lr import schedules
+from cyclical_lr.policy import Schedule
+from cyclical_lr.records import PACKAGE, ConfigError, Record, build, locate
+from cyclical_lr.report import statistics
+from cyclical_lr.report.collect import Results, read_cell
+
+
+def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
+    """The iterations, up to `iterations`, at which a cycle is complete; none for a policy without cycles."""
+    if isinstance(
+        schedule,
+        (schedules.Triangular, schedules.Triangular2, schedules.Welch, schedules.Hann, schedules.ExpRange),
+    ):
+        cycle = 2 * schedule.stepsize
+        return list(range(cycle, iterations + 1, cycle))
+    if isinstance(schedule, schedules.Drops):
+        return cycle_ends(schedule.schedule, iterations)
+    if isinstance(schedule, schedules.Compressed):
+        return _compressed(cycle_ends(schedule.schedule, iterations * schedule.factor), schedule.factor)
+    if isinstance(schedule, schedules.Phases):
+        ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]
+        return [
+            phase.start + t
+            for phase, end in zip(schedule.phases, ends, strict=True)
+            for t in cycle_ends(phase.schedule, end - phase.start)
+        ]
+    return []
+
+
+def drops(schedule: Schedule, iterations: int) -> list[int]:
+    """The iterations, before `iterations`, at which the LR drops for good: milestones and starts of phases."""
+    if isinstance(schedule, schedules.Compressed):
+        return _compressed(drops(schedule.schedule, iterations * schedule.factor), schedule.factor)
+    if isinstance(schedule, (schedules.MultiStep, schedules.Drops)):
+        found = list(schedule.milestones)
+    elif isinstance(schedule, schedules.Phases):
+        found = [phase.start for phase in schedule.phases[1:]]
+    else:
+        found = []
+    return [t for t in found if t < iterations]
+
+
+def _compressed(iterations: list[int], factor: int) -> list[int]:
+    """The first iterations of a compressed run at or after these of the whole one."""
+    return [-(-t // factor) for t in iterations]
+
+
+def schedule_in(record: Record) -> Schedule | None:
+    """The schedule of a run; None where it is no policy of this package.
+
+    Nothing else is called, nor any interpolation resolved: a record may come from anywhere, and name anything.
+    """
+    node, compress = record.config["schedule"], record.config.get("compress", 1)
+    try:
+        if not (node.get("_target_") and _is_ours(node)):
+            return None
+        schedule: Schedule = build(node)
+    except (ConfigError, InstantiationException):  # of a version whose policies were others
+        return None
+    return schedules.Compressed(schedule, compress) if compress > 1 else schedule
+
+
+def _is_ours(node: Any) -> bool:
+    if isinstance(node, Mapping):
+        target = str(node.get("_target_", ""))
+        ours = not target or (target.startswith(PACKAGE) and is_dataclass(locate(target)))
+        return ours and all(map(_is_ours, node.values()))
+    if isinstance(node, list):
+        return all(map(_is_ours, node))
+    return not (isinstance(node, str) and "${" in node)
+
+
+def mid_cycle(results: Results, label: str, iteration: int) -> str:
+    """What a label's runs have at the cycles' ends around an iteration; empty if it is as good as one.
+
+    That is where the LR has dropped, and is low all over the cycle, or is less than half above that of a cycle's end.
+    """
+    runs = results.by_label.get(label)
+    schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
+    if schedule is None or drops(schedule, iteration + 1):
+        return ""
+    ends = cycle_ends(schedule, 3 * iteration)
+    if not ends or iteration in ends:
+        return ""
+    around = [*(t for t in ends if t < iteration)][-1:] + [*(t for t in ends if t > iteration)][:1]
+    if schedule(iteration) < 1.5 * min(map(schedule, around)):
+        return ""
+    cells = [cell for cell in (read_cell(results, label, t) for t in around) if cell.n]
+    there = " and ".join(f"{statistics.mean(cell.values):.2f} at {cell.iteration:,}" for cell in cells)
+    return f"mid-cycle ({there}, where cycles end)" if there else "mid-cycle"

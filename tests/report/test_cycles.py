@@ -1,0 +1,60 @@
+"""Where cycles end and LRs drop, and what is said of a run that is read elsewhere."""
+
+import cards
+import pytest
+
+from cyclical_lr import schedules
+from cyclical_lr.report import cycles
+from cyclical_lr.report.collect import collect
+
+CYCLE = schedules.Triangular(0.001, 0.006, 100)
+PHASES = schedules.Phases([schedules.Phase(0, CYCLE), schedules.Phase(500, schedules.Fixed(0.1))])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "iterations", "ends", "drops"),
+    [
+        (CYCLE, 700, [200, 400, 600], []),
+        (CYCLE, 600, [200, 400, 600], []),
+        (CYCLE, 199, [], []),
+        (schedules.ExpRange(0.001, 0.006, 100, 0.9), 450, [200, 400], []),
+        (schedules.Drops(CYCLE, [250, 900]), 500, [200, 400], [250]),
+        (PHASES, 1_000, [200, 400], [500]),
+        (PHASES, 300, [200], []),
+        (schedules.MultiStep(0.1, [50, 70]), 70, [], [50]),
+        (schedules.Decay(0.001, 0.007, 100), 500, [], []),
+        (schedules.Compressed(schedules.Drops(CYCLE, [250, 900]), 50), 20, [4, 8, 12, 16, 20], [5, 18]),
+    ],
+)
+def test_cycle_ends_and_drops_are_those_of_the_schedule(schedule, iterations, ends, drops):
+    assert cycles.cycle_ends(schedule, iterations) == ends
+    assert cycles.drops(schedule, iterations) == drops
+    for end in ends:
+        assert schedule(end - 1) > schedule(end)
+    for drop in drops:
+        assert schedule(drop) != schedule(drop - 1)
+
+
+ROWS = {0: 10.0, 20_000: 78.0, 24_000: 80.0, 25_000: 75.0, 28_000: 81.0}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "iteration", "said"),
+    [
+        ("cifar10_exp_range", 25_000, "mid-cycle (80.00 at 24,000 and 81.00 at 28,000, where cycles end)"),
+        ("cifar10_tri_no_drops", 25_000, "mid-cycle (80.00 at 24,000, where cycles end)"),
+        ("cifar10_exp_range", 42_000, "mid-cycle"),  # neither end was evaluated
+        ("cifar10_exp_range", 24_000, ""),
+        ("cifar10_tri2", 25_000, ""),  # its LR has dropped
+        ("cifar10_tri2_no_drops", 25_000, ""),  # its cycles have shrunk
+        ("cifar10_fixed", 25_000, ""),
+    ],
+)
+def test_a_run_that_is_read_in_mid_cycle_is_told_with_what_it_has_at_the_cycles_ends(
+    add_run, tmp_path, experiment, iteration, said
+):
+    longer = {} if experiment == "cifar10_exp_range" else {28_000}
+    rows = {t: accuracy for t, accuracy in ROWS.items() if t not in longer}
+    add_run(experiment, 0, rows, config={"schedule": cards.plan(experiment)["schedule"]})
+    assert cycles.mid_cycle(collect(tmp_path), experiment, iteration) == said
+    assert cycles.mid_cycle(collect(tmp_path), "not run", iteration) == ""
