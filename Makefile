@@ -20,8 +20,8 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-run: $(VENV)/installed  ## the main job on the full data set: make run EXPERIMENT=cifar10_fixed
-	$(BIN)/python scripts/run.py +experiment=$(EXPERIMENT)
+run: $(VENV)/installed  ## the main job on the full data set: make run EXPERIMENT=cifar10_fixed WITH="seed=1 trainer=gpu"
+	$(BIN)/python scripts/run.py +experiment=$(EXPERIMENT) $(WITH)
 
 report: $(VENV)/installed  ## tables, verdicts, figures, page and README from results/
 	$(BIN)/python scripts/report.py

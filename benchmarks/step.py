@@ -36,7 +36,7 @@ from torchvision import transforms
 
 from cyclical_lr.records import build, learning_rates
 from cyclical_lr.training import provenance
-from cyclical_lr.training.callbacks import Checkpoints, Curves, Progress
+from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Progress
 from cyclical_lr.training.config import compose_config, describe, plain
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic, layout, reference_step
 from cyclical_lr.training.module import Classifier
@@ -229,6 +229,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
             Curves(folders, {ours.run_id: logger} if logger else {}),
             Progress("run", iterations),
             Checkpoints(folders, plan["checkpoint_seconds"]),
+            Interrupts(),
             alternate,
         ]
         trainer = make_trainer(**plan["trainer"], max_epochs=1, callbacks=callbacks, default_root_dir=folder)

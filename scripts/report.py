@@ -78,7 +78,9 @@ def report(cfg: DictConfig) -> Sequence[str]:
         caption = "Test accuracy (%) above, learning rate below, against the iteration."
         shown.append(gallery.Entry("curves", cfg.title, caption, ""))
     if cfg.page:
-        written.append(page.write_page(Path(cfg.page), REPOSITORY, said, page.pictures(shown, figures_dir)))
+        heading = page.HEADING if is_own or cfg.title is None else str(cfg.title)
+        pictures = page.pictures(shown, figures_dir)
+        written.append(page.write_page(Path(cfg.page), REPOSITORY, said, pictures, heading))
     if readme_file:
         written.append(readme.write_readme(readme_file, readme.block(said, CONF)))
 

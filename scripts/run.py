@@ -5,8 +5,8 @@
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)' cluster=slurm
 
-Exit codes: 0 done (or done before), 1 failed, 2 unusable input, 3 diverged, 130 stopped by Ctrl-C, 143 by
-SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
+Exit codes: 0 done (now, before, or another process is at it), 1 failed, 2 unusable input, 3 diverged, 130 stopped by
+Ctrl-C, 143 by SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
 """
 
 import os
@@ -66,8 +66,8 @@ def main(cfg: DictConfig) -> None:
         sys.exit(f"error: {error.strerror}" if isinstance(error, NotWritten) else command_line.FAILED)
     results = Path(cfg.results_dir)
     for outcome in outcomes:
-        if outcome.fresh and outcome.record is not None:
-            print(summary(outcome.record, CONF, results))
+        if outcome.record is not None and (outcome.fresh or alone):
+            print(summary(outcome.record, CONF, results, outcome.fresh))
     range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
     if range_test and outcomes:  # of several ranks, the first has them
         finished = [outcome.record for outcome in outcomes if outcome.record]

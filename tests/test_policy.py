@@ -152,11 +152,10 @@ def test_a_run_of_70000_iterations_is_computed_in_milliseconds(schedule):
     t = np.arange(70000)
     seconds = []
     for _ in range(10):
-        began = time.perf_counter()
+        began = time.process_time()  # which a busy machine does not lengthen
         schedule(t)
-        seconds.append(time.perf_counter() - began)
-    # 1 to 4 ms on an idle core; the aim is 10, and the rest is room for a busy machine. A Python loop takes 500.
-    assert min(seconds) < 0.05
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.01  # 1 to 4 ms; a Python loop takes 500
 
 
 def test_importing_the_schedules_imports_neither_torch_nor_lightning():

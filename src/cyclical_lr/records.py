@@ -346,9 +346,9 @@ def write_record(results_dir: Path, record: Record) -> Path:
 
 
 def is_over(results_dir: Path, run_id: str) -> bool:
-    """Whether the run has ended for good: done or diverged. A failed one is worth another try."""
-    path = record_path(results_dir, run_id)
-    return path.exists() and read_record(path).status != "failed"
+    """Whether the run has ended for good: done or diverged, with its curve. A failed one is worth another try."""
+    path, curve = record_path(results_dir, run_id), curve_path(results_dir, run_id)
+    return path.exists() and read_record(path).status != "failed" and curve.exists()
 
 
 def read_record(path: Path) -> Record:

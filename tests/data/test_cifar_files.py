@@ -307,6 +307,17 @@ def test_other_images_are_named_with_both_checksums(copy):
         assert word in str(error.value)
 
 
+def test_of_the_official_files_the_damaged_one_is_named(copy, monkeypatch):
+    folder, declared = copy
+    files = [(file, hashlib.md5((folder / file).read_bytes()).hexdigest()) for file in FILES["cifar10"]["train"]]
+    monkeypatch.setattr(CIFAR10, "train_list", files)
+    damaged = bytearray((folder / "data_batch_3").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "data_batch_3").write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"data\.train_sha256: .* Not the official files: data_batch_3\. Remove"):
+        ready(**declared, root=folder.parent)
+
+
 def test_one_changed_label_is_noticed(copy):
     folder, declared = copy
     entry = pickle.loads((folder / "test_batch").read_bytes())

@@ -59,6 +59,8 @@ WRONG = [
     pytest.param(["~trainer.devices"], ["trainer.devices: there is none"], id="a key of a group taken away"),
     pytest.param(["~solver"], ["solver", "solver=NAME", "None"], id="no solver"),
     pytest.param(["~trainer"], ["trainer", "trainer=NAME", "None"], id="no trainer"),
+    pytest.param(["~data._target_"], ["data._target_", "+data._target_=CLASS"], id="a set without a class"),
+    pytest.param(["~model._target_"], ["model._target_", "+model._target_=CLASS"], id="a network without a class"),
     pytest.param(["schedule._target_=null"], ["None", "dotted path"], id="a class without a name"),
     pytest.param(["schedule._target_=math.pi"], ["math.pi", "no class or function"], id="a class that is a number"),
     pytest.param(["schedule._target_=builtins.dict"], ["builtins.dict"], id="a class that says nothing of itself"),
@@ -129,15 +131,15 @@ def test_data_that_are_not_there_are_named_with_ways_to_get_them(tmp_path, train
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_refused_with_a_way_out(tmp_path, train):
+def test_a_gpu_that_is_not_there_is_refused_with_a_way_out(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"trainer\.accelerator.*GPU.*trainer=cpu"):
         train("trainer=gpu")
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-@pytest.mark.skipif(provenance.native_bf16(), reason="needs a CPU that does not multiply bf16 itself")
-def test_bf16_on_a_cpu_that_emulates_it_is_refused_with_the_reason_and_a_way_out(tmp_path, train):
+def test_bf16_on_a_cpu_that_emulates_it_is_refused_with_the_reason_and_a_way_out(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(provenance, "native_bf16", lambda: False)
     with pytest.raises(ConfigError, match=r"trainer\.precision.*emulated.*trainer\.emulate_bf16=true"):
         train("trainer=cpu_bf16")
     assert not list((tmp_path / "results").rglob("*.json"))

@@ -3,6 +3,8 @@
 A full disk under checkpoints and records is in test_resume.py.
 """
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -110,6 +112,44 @@ def test_a_results_folder_that_goes_read_only_in_mid_run_costs_no_training(
     (outcome,) = train(EVENTFUL)
     assert outcome.record.status == "done" and [segment["iteration"] for segment in outcome.record.segments] == [0, 12]
     assert_same_bits(tmp_path, straight, run_id)
+
+
+def test_who_may_only_read_the_results_may_still_ask_for_what_is_done(tmp_path, train, read_only):
+    (first,) = train("iterations=2")
+    for folder in (tmp_path / "results" / "runs", tmp_path / "results" / "curves", tmp_path / "runs"):
+        read_only(folder)
+    (again,) = train("iterations=2", f"runs_dir={tmp_path}/runs/new")
+    assert not again.fresh and again.record == first.record
+
+
+def test_a_curve_that_was_lost_is_written_again_without_training(tmp_path, train, happens, undisturbed, caplog):
+    (outcome,) = train(EVENTFUL)
+    (lost,) = (tmp_path / "results" / "curves").iterdir()
+    lost.unlink()
+    happens(lambda: pytest.fail("trained again"))
+    caplog.set_level("INFO")
+    train(EVENTFUL)
+    assert "was trained before, to its end; what is missing is written from" in caplog.text
+    assert_same_bits(tmp_path, undisturbed[0], outcome.run_id)
+
+
+def test_a_run_that_goes_on_with_other_evaluations_says_so(train, caplog):
+    with cut(batch=8), pytest.raises(PowerCut):
+        train("checkpoint_seconds=0", "eval_every=6")
+    caplog.set_level("INFO")
+    train("eval_every=4")
+    assert "it was evaluated at other iterations so far than eval_every=4 gives: [0, 6]" in caplog.text
+
+
+def test_a_file_system_without_flock_is_refused_before_a_lock_could_outlive_its_owner(tmp_path, train, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with pytest.raises(ConfigError, match=r"runs_dir: cannot lock .*not implemented.*runs_dir=.*flock"):
+        train("iterations=2")
+    monkeypatch.undo()
+    assert train("iterations=2")[0].record.status == "done"
 
 
 def test_another_results_folder_takes_what_a_full_one_could_not(tmp_path, train, full_disk):

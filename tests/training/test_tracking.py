@@ -30,6 +30,12 @@ def test_without_a_logger_nothing_of_wandb_is_imported(tmp_path):
     assert not list(tmp_path.rglob("*wandb*"))
 
 
+def test_a_wandb_that_cannot_be_imported_ends_no_run(train, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (outcome,) = train("logger=wandb", "iterations=2")
+    assert outcome.record.status == "done" and "W&B is off for this run, as it cannot be imported" in caplog.text
+
+
 @pytest.mark.slow
 def test_seeds_of_one_process_become_offline_runs_of_their_own(tmp_path):
     code, output = Forked(tmp_path / "out.txt", run_script, tiny(tmp_path, *WANDB, "seed=[0,1]")).ends()

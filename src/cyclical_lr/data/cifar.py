@@ -116,7 +116,7 @@ class CifarData(pl.LightningDataModule):
             source: where to get the set if `root` lacks it: None for the official host, a folder in torchvision's
                 layout (read in place), the folder with the set's files itself (likewise), or a .tar.gz archive.
             batch_size: images per iteration.
-            eval_batch_size: images per step of an evaluation; changes no result.
+            eval_batch_size: images per step of an evaluation; test_loss rounds otherwise, no more.
             shuffle: False for file order in every epoch (Caffe), True for another permutation each epoch.
             mean: what is subtracted, always of the training set: its mean image, its three channel means, or nothing.
             scale: factor after the subtraction.

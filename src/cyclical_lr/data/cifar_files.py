@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import download_url
+from torchvision.datasets.utils import check_md5, download_url
 
 from cyclical_lr.records import ConfigError
 
@@ -190,10 +190,19 @@ class CifarFiles:
         if received != declared:
             raise ConfigError(
                 f"data.{split}_sha256: the {split} split in {folder} is not the declared set: expected {declared}, "
-                f"received {received} (checksum {self.checksum!r}). Remove or replace that folder, or choose another "
-                f"with data.root or data.source; if it is the set that you want, declare its checksum."
+                f"received {received} (checksum {self.checksum!r}).{self._unofficial(folder, split)} Remove or replace "
+                f"that folder, or choose another with data.root or data.source; if it is the set that you want, "
+                f"declare its checksum."
             )
         return planes, labels
+
+    def _unofficial(self, folder: Path, split: Split) -> str:
+        """Which of a split's files are to blame: those that are not the official host's."""
+        if self.name == SAMPLE:
+            return ""
+        files = self._official.train_list if split == "train" else self._official.test_list
+        others = [file for file, md5 in files if not check_md5(folder / file, md5)]
+        return f" Not the official files: {', '.join(others)}." if others else ""
 
     def _read_files(self, folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         official = self._official

@@ -124,7 +124,7 @@ class ImageNetData(pl.LightningDataModule):
             mean: what is subtracted: the training set's mean image, or three numbers in 0..255, R, G, B.
             mirror: whether training images are mirrored, each with probability one half.
             batch_size: images per iteration.
-            eval_batch_size: images per step of an evaluation; changes no result.
+            eval_batch_size: images per step of an evaluation; test_loss rounds otherwise, no more.
             shuffle: False for one order in every epoch and for every seed (Caffe's LMDB), `permutation` of seed 1 and
                 epoch 0; True for another each epoch, by seed.
             train_images, test_images: numbers of images, checked; None for any.

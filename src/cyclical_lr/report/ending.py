@@ -11,13 +11,14 @@ from cyclical_lr.records import Record
 from cyclical_lr.report.paper import experiments_of, read_paper
 
 
-def summary(record: Record, conf: Path, results: Path) -> str:
+def summary(record: Record, conf: Path, results: Path, fresh: bool = True) -> str:
     """The result beside the paper's number, and where it was written.
 
     Args:
         record: of the run, which has ended.
         conf: the folder of config files.
         results: the folder that has the record and its curve.
+        fresh: whether it ended just now, and not before.
     """
     curve = records.read_curve(records.curve_path(results, record.run_id))
     best = max(curve, key=lambda row: row.test_accuracy, default=None)
@@ -41,8 +42,10 @@ def summary(record: Record, conf: Path, results: Path) -> str:
             ours = at.get(iteration)
             beside = "not reached" if ours is None else f"ours there {ours:.2f} %"
             lines.append(f"  paper  {number['accuracy']} % at {iteration:,} ({number['where']}); {beside}")
-    lines.append(f"  wrote  {records.record_path(results, record.run_id)}")
+    lines.append(f"  {'wrote' if fresh else 'in   '}  {records.record_path(results, record.run_id)}")
     lines.append(f"         {records.curve_path(results, record.run_id)}")
+    if not fresh:
+        lines.append("  to train it again, give it folders of its own: results_dir=FOLDER runs_dir=FOLDER")
     return "\n".join(lines)
 
 

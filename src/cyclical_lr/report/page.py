@@ -103,19 +103,23 @@ def pictures(entries: Iterable[Entry], folder: Path) -> list[Picture]:
     return [Picture(entry, file.read_bytes() if file.is_file() else b"") for entry, file in files]
 
 
-def write_page(path: Path, repository: Path, report: Report, shown: Sequence[Picture]) -> Path:
+HEADING = "Cyclical learning rates, replicated"
+
+
+def write_page(path: Path, repository: Path, report: Report, shown: Sequence[Picture], heading: str = HEADING) -> Path:
     """Write the page.
 
     Args:
         path: the file; its folder is the one with runs/ and tables/, which the page links to.
         repository: the folder with conf/ and DEVIATIONS.md.
         shown: all figures, drawn or not.
+        heading: what stands at the top; of runs that are not the study's, what they are.
     """
-    write_atomic(path, html(path.parent, repository, report, shown).encode())
+    write_atomic(path, html(path.parent, repository, report, shown, heading).encode())
     return path
 
 
-def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture]) -> str:
+def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture], heading: str = HEADING) -> str:
     """The page as it is in `folder`."""
     root = Path(os.path.relpath(repository, folder)).as_posix()
     conf, results = repository / "conf", report.results
@@ -130,6 +134,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
     figure1, inconsistencies = (_read(conf / "paper" / f"{name}.yaml") for name in ("figure1", "inconsistencies"))
     return environment.get_template("page.html").render(
         root=root,
+        heading=heading,
         cards={card.stem for card in (conf / "experiment").glob("*.yaml")},
         kind=kind,
         sections=SECTIONS.items(),

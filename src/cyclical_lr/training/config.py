@@ -118,6 +118,10 @@ def check(plan: Mapping[str, Any]) -> None:
             raise ConfigError(f"{group}: expected {group}=NAME, got {plan.get(group)!r}; --help lists the names")
     _check_keys("", plan, TOP_LEVEL)
     for group in ("model", "data", "solver", "schedule"):
+        if "_target_" not in plan[group]:
+            raise ConfigError(
+                f"{group}._target_: there is none; give +{group}._target_=CLASS, or no '~{group}._target_'"
+            )
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER, MORE_TRAINER)
     _check_keys("logger", plan["logger"], LOGGER)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import DictConfig
 
 from cyclical_lr import kernels, records
@@ -25,6 +25,7 @@ from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Prog
 from cyclical_lr.training.config import check, check_writable, describe, label, plain, seeds
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
+from cyclical_lr.training.sweep import lock_of
 from cyclical_lr.training.tracking import close_logger, open_logger
 
 log = logging.getLogger(__name__)
@@ -85,29 +86,34 @@ def _claim(
 ) -> tuple[list[Outcome], list[dict[str, Any]]]:
     """Lock the runs that are missing: the outcomes of the others, and the configs of these."""
     results = Path(plan["results_dir"])
-    for path in (records.record_path(results, "any"), records.curve_path(results, "any")):
-        check_writable("results_dir", path.parent)
     outcomes, missing = [], []
     for config in configs:
         run_id, folder = records.run_id(config), _folder(plan, config)
-        check_writable("runs_dir", folder)
-        lock = FileLock(folder / "lock")
-        try:
-            locks.enter_context(lock.acquire(timeout=0.2))  # a look at it (sweep.report) takes an instant
-        except Timeout:
-            log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
-            outcomes.append(Outcome(run_id, None, fresh=False))
-            continue
+        files = records.record_path(results, run_id), records.curve_path(results, run_id)
+        if not records.is_over(results, run_id):  # else nothing is written, and anyone may look
+            for path in files:
+                check_writable("results_dir", path.parent)
+            check_writable("runs_dir", folder)
+            try:
+                locks.enter_context(lock_of(folder).acquire(timeout=0.2))  # a look (sweep.report) takes an instant
+            except Timeout:
+                log.info("%s seed %d is being worked on by another process (%s)", name, config["seed"], folder)
+                outcomes.append(Outcome(run_id, None, fresh=False))
+                continue
+            except OSError as error:
+                raise ConfigError(
+                    f"runs_dir: cannot lock {folder} ({error.strerror}); give another runs_dir=..., on a file system "
+                    "with flock (Lustre has it where it is mounted with -o flock)"
+                ) from error
         if records.is_over(results, run_id):
-            path = records.record_path(results, run_id)
-            record = records.read_record(path)
-            log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, path)
+            record = records.read_record(files[0])
+            log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, files[0])
             if record.config.get("eval_every") != plan["eval_every"]:  # which is no part of what a run is
                 log.info("  it was evaluated every %s iterations", record.config.get("eval_every"))
             outcomes.append(Outcome(run_id, record, fresh=False))
             continue
         records.remove_leftovers(folder)
-        for path in (records.record_path(results, run_id), records.curve_path(results, run_id)):
+        for path in files:
             records.remove_leftovers(path.parent, path.name)
         missing.append(config)
     return outcomes, missing
@@ -177,7 +183,7 @@ def _train(
     for config in configs:
         member = new_member(plan, config, name)
         if restore_checkpoint(folders[member.run_id], member):
-            log.info("%s seed %d continues at iteration %s", name, member.seed, f"{member.iteration:,}")
+            _say_where(member, folders[member.run_id], plan["eval_every"], len(lrs) - 1)
         members.append(member)
 
     def position(member: Member) -> tuple[int, bool]:
@@ -189,6 +195,18 @@ def _train(
         own = [config for config in configs if config["seed"] in {member.seed for member in together}]
         out += _train_together(plan, together, own, folders, lrs, data)
     return out
+
+
+def _say_where(member: Member, folder: Path, every: int, iterations: int) -> None:
+    """From where a run goes on."""
+    title = f"{member.label} seed {member.seed}"
+    if member.iteration == iterations:
+        log.info("%s was trained before, to its end; what is missing is written from %s", title, folder)
+    else:
+        log.info("%s continues at iteration %s", title, f"{member.iteration:,}")
+    evaluated = {row.iteration for row in member.curve} - {member.iteration}
+    if evaluated != set(range(0, member.iteration, every)):
+        log.info("  it was evaluated at other iterations so far than eval_every=%d gives: %s", every, sorted(evaluated))
 
 
 def _check_fits(model: Mapping[str, Any], data: Any) -> None:

@@ -93,16 +93,25 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
     return not ended & {"failed", "missing", "refused"}
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a process holds that lock file of a run.
+def lock_of(folder: Path) -> FileLock:
+    """The lock on a run's folder, which goes with its owner; where there is no flock, taking it is an OSError.
+
+    What FileLock would take there outlives its owner: a run whose node died could never be continued.
+    """
+    return FileLock(folder / "lock", fallback_to_soft=False)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in that folder of a run.
 
     Raises:
         OSError: this one may not look.
     """
-    if not lock.exists():
+    lock = lock_of(folder)
+    if not Path(lock.lock_file).exists():
         return False
     try:
-        with FileLock(lock).acquire(timeout=0):
+        with lock.acquire(timeout=0):
             return False
     except Timeout:
         return True
@@ -110,10 +119,10 @@ def is_held(lock: Path) -> bool:
 
 def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple[str, str]:
     run_id = records.run_id(one)
-    path, lock = records.record_path(job.results_dir, run_id), job.runs_dir / run_id / "lock"
+    path, folder = records.record_path(job.results_dir, run_id), job.runs_dir / run_id
     with suppress(OSError):  # the lock is another user's
-        if not job.is_over(run_id) and is_held(lock):
-            return "running", f"another process is working on it ({lock.parent})"
+        if not job.is_over(run_id) and is_held(folder):
+            return "running", f"another process is working on it ({folder})"
     try:  # after the look at the lock: whoever held it may have written the record since
         record = records.read_record(path) if path.exists() else None
     except records.ConfigError as error:

@@ -44,7 +44,11 @@ def open_logger(
     if kind != "wandb":
         raise ConfigError(f"logger.kind: expected 'wandb' or 'none', got {kind!r}; use logger=wandb or logger=none")
     _check_mode(mode)
-    import wandb
+    try:
+        import wandb
+    except Exception as error:  # damaged, or at odds with another package: a view must not end a run
+        log.warning("W&B is off for this run, as it cannot be imported (%s: %s)", type(error).__name__, error)
+        return None
 
     if mode == "online" and (obstacle := _obstacle(wandb)):
         log.warning("logger.mode=online: W&B could not be opened online (%s): logging offline", obstacle)
