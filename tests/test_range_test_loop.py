@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,22 @@ def test_training_that_diverges_gives_a_nan_tail_and_no_error():
     assert found.lr[-1] == 0.5 and len(found.lr) == 6
     assert [math.isnan(value) for value in found.accuracy] == [False, False, True, True, True, True]
     assert calls == 8
+
+
+def test_a_loss_that_looks_at_the_model_is_of_the_copy_or_refused():
+    net, x, y = nn.Linear(6, 2), torch.randn(8, 6), torch.arange(8) % 2
+
+    def penalised(model: nn.Module, out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(out, y) + sum(p.square().sum() for p in model.parameters())
+
+    def test(loss_fn: Any) -> Curve:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        return lr_range_test(net, optimizer, loss_fn, [(x, y)], lambda model: 50.0, **RAMP)
+
+    with pytest.raises(ValueError, match=r"loss_fn: .*your model's own parameters.*functools\.partial"):
+        test(lambda out, y: penalised(net, out, y))
+    test(partial(penalised, net))
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_a_loss_with_parameters_of_its_own_is_copied_too():

@@ -46,14 +46,15 @@ def lr_range_test(
 
     It works on deep copies of model and optimizer, which go when it returns or raises: yours, their state, gradients,
     modes and LRs, and any scheduler on them, stay as they are, as do the global random states (torch on CPU and CUDA,
-    NumPy, Python) and those of a DataLoader's own generators. So the order of the samples drawn afterwards is what it
-    would have been. Memory for the second copy is needed.
+    NumPy, Python) and those of the generators of `batches`, if that is a DataLoader. So the order of the samples drawn
+    afterwards is what it would have been. Memory for the second copy is needed.
 
     Args:
         model: trained in training mode, from its present weights.
         optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied. Every
             group gets the ramp's LR times its `lr_mult` (1 where there is none).
-        loss_fn: loss_fn(model(x), y), a scalar.
+        loss_fn: loss_fn(model(x), y), a scalar. One that looks at the model too has to hold it where a deep copy finds
+            it: functools.partial(fn, model) or an object, not a closure.
         batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
             used up and has to yield enough.
         evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
@@ -65,9 +66,10 @@ def lr_range_test(
     Returns:
         the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
     Raises:
-        ValueError: arguments of the ramp, `batches` that ends too soon, or an accuracy that is no percentage.
+        ValueError: arguments of the ramp, `batches` that ends too soon, an accuracy that is no percentage, or a loss of
+            the model itself and not of the copy.
     """
-    test = RampTest.over(min_lr, max_lr, iterations, eval_every)
+    test, yours = RampTest.over(min_lr, max_lr, iterations, eval_every), {*map(id, model.parameters())}
     points, accuracies = set(test.points), dict[int, float]()
     with preserved_rng(batches):
         model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
@@ -86,9 +88,27 @@ def lr_range_test(
             loss = loss_fn(model(x), y)
             if not torch.isfinite(loss):
                 break
+            if t == 0 and not yours.isdisjoint(_leaves(loss)):
+                raise ValueError(
+                    "loss_fn: expected a loss of what it is given, got one of your model's own parameters, while the "
+                    "test trains a copy; give functools.partial(fn, model), which is copied along, and no closure"
+                )
             loss.backward()
             optimizer.step()
     return test.curve(accuracies, seed)
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """The ids of all tensors that `loss.backward()` would give a gradient."""
+    found, seen, left = set[int](), set[Any](), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):  # an AccumulateGrad
+                found.add(id(node.variable))
+            left += [following for following, _ in node.next_functions]
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,13 +164,14 @@ def percent(accuracy: float, source: str) -> float:
 def preserved_rng(loader: object = None) -> Iterator[None]:
     """Put the global random states, and those of the loader's own generators, back to what they were.
 
-    Covers torch on CPU and CUDA, NumPy's legacy state and Python's. CUDA's are left alone where nothing has used CUDA
-    in this process yet.
+    Covers torch on CPU, CUDA and Apple's GPUs (not tried on one), NumPy's legacy state and Python's. CUDA's are left
+    alone where nothing has used CUDA in this process yet.
     """
     generators = _generators(loader)
     own = [generator.get_state() for generator in generators]
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -159,6 +180,8 @@ def preserved_rng(loader: object = None) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
         for generator, state in zip(generators, own, strict=True):
             generator.set_state(state)
 

@@ -1,6 +1,8 @@
 """How `scripts/run.py -m` and studies hand their jobs to Hydra's launchers. Hydra finds plugins in this namespace."""
 
+import hashlib
 import logging
+import math
 import os
 import shlex
 import subprocess
@@ -57,9 +59,8 @@ class RunsSweeper(BasicSweeper):
                 jobs.append(sweep.plan_job(cfg, Path(sys.argv[0]).resolve().parent.parent / "conf", one))
             except ConfigError as error:
                 problems[title] = str(error)
-        started = sweep.missing(jobs)
-        if started:
-            problems |= _problems(started, self.launcher.launch([job.overrides for job in started], initial_job_idx=0))
+        if started := sweep.missing(jobs):
+            problems |= _launched(self.launcher, started)
         if not sweep.report(jobs, problems):
             sys.exit(1)
 
@@ -77,8 +78,7 @@ def launch(conf: Path, overrides: Sequence[str], task: TaskFunction, jobs: Seque
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         cfg = compose("run", overrides=[*overrides, "hydra.mode=MULTIRUN"], return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(cfg))
-        launcher = Plugins.instance().instantiate_launcher(context, task, cfg)
-        return _problems(jobs, launcher.launch([job.overrides for job in jobs], initial_job_idx=0))
+        return _launched(Plugins.instance().instantiate_launcher(context, task, cfg), jobs)
 
 
 def _titles(jobs: Sequence[Sequence[str]]) -> list[str]:
@@ -87,7 +87,10 @@ def _titles(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(override for override in job if override not in common) for job in jobs]
 
 
-def _problems(jobs: Sequence["Job"], returns: Sequence[JobReturn]) -> dict[str, str]:
+def _launched(launcher: Any, jobs: Sequence["Job"]) -> dict[str, str]:
+    """By a job's title, why it failed."""
+    launcher.planned = jobs  # Hydra hands on overrides alone; SlurmLauncher asks which runs they are
+    returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
     ended = [(job.title, returned._return_value) for job, returned in zip(jobs, returns, strict=True)]
     return {title: f"{type(error).__name__}: {error}" for title, error in ended if isinstance(error, Exception)}
 
@@ -103,8 +106,10 @@ else:
         """Hydra's launcher for Slurm, which waits until all jobs have left the queue, however they did.
 
         The original stops waiting at the first job that left no result, and never notices one that was cancelled where
-        Slurm keeps no accounts.
+        Slurm keeps no accounts. What an earlier command has in the queue is waited for and not submitted again.
         """
+
+        planned: Sequence["Job"] = ()
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             import submitit
@@ -116,14 +121,19 @@ else:
             parameters["setup"] = [*(parameters["setup"] or ()), *_exports()]
             shared = OmegaConf.structured(BaseQueueConf).keys()
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            if cpus := parameters["cpus_per_task"]:  # srun takes it from sbatch in some versions only: threads would
+                parameters["srun_args"] = [f"--cpus-per-task={cpus}"]  # share one core
             executor.update_parameters(
                 **{key if key in shared else f"slurm_{key}": value for key, value in parameters.items()}
             )
-            numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+            notes, self.planned = [Path(folder).parent / "queued" / _key(job) for job in self.planned], ()
+            jobs: list[Any] = _queued(folder, notes) or [None] * len(job_overrides)
+            new = [number for number, job in enumerate(jobs) if job is None]
+            numbers = [initial_job_idx + number for number in new]
             try:
-                jobs = executor.map_array(
+                submitted = executor.map_array(
                     self,
-                    [list(overrides) for overrides in job_overrides],
+                    [list(job_overrides[number]) for number in new],
                     ["hydra.sweep.dir" for _ in numbers],
                     numbers,
                     [f"job_id_for_{number}" for number in numbers],
@@ -134,11 +144,49 @@ else:
                 raise ConfigError(
                     f"cluster: Slurm refused the jobs ({said}); see conf/cluster/slurm.yaml for the keys"
                 ) from error
-            for job, title in zip(jobs, _titles(job_overrides), strict=True):
-                log.info("Slurm job %s: %s\n  log in %s", job.job_id, title, job.paths.stdout)
+            for number, job in zip(new, submitted, strict=True):
+                jobs[number] = job
+                if notes:
+                    notes[number].parent.mkdir(parents=True, exist_ok=True)
+                    notes[number].write_text(job.job_id)
+            for number, (job, title) in enumerate(zip(jobs, _titles(job_overrides), strict=True)):
+                already = "" if number in new else " (in the queue already)"
+                log.info("Slurm job %s%s: %s\n  log in %s", job.job_id, already, title, job.paths.stdout)
             log.info("waiting for %d jobs; they go on if this command is stopped, and it may be repeated", len(jobs))
             _wait({job.job_id for job in jobs})
             return [_returned(job) for job in jobs]
+
+
+def _key(job: "Job") -> str:
+    """A name for what a job runs, whatever overrides it is asked for by."""
+    from cyclical_lr import records
+
+    where = (str(job.results_dir), *map(records.run_id, job.configs))
+    return hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
+
+
+def _queued(folder: str, notes: Sequence[Path]) -> list[Any]:
+    """For each note the job that an earlier command wrote down there, if it is still in the queue; else None."""
+    import submitit
+
+    noted = [note.read_text() if note.exists() else "" for note in notes]
+    try:
+        queue = _queue() if any(noted) else set()
+    except OSError:  # a job too many ends at once
+        queue = set()
+    return [submitit.SlurmJob(folder=folder, job_id=job) if job in queue else None for job in noted]
+
+
+def _queue() -> set[str]:
+    """The ids of this user's jobs that are pending, running or requeued.
+
+    Raises:
+        OSError: squeue does not answer.
+    """
+    shown = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    if shown.returncode:
+        raise OSError(shown.stderr.strip() or f"squeue ended with {shown.returncode}")
+    return set(shown.stdout.split())
 
 
 def _exports() -> list[str]:
@@ -152,13 +200,16 @@ def _exports() -> list[str]:
 
 
 def _wait(job_ids: Collection[str]) -> None:
-    """Return when none of the jobs is in the queue: neither pending, nor running, nor requeued."""
+    """Return when none of the jobs is in the queue."""
+    told = -math.inf
     while True:
-        queue = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
-        )
-        if queue.returncode == 0 and not set(queue.stdout.split()) & set(job_ids):
-            return
+        try:
+            if not _queue() & set(job_ids):
+                return
+        except OSError as error:
+            if time.monotonic() - told > 60:
+                told = time.monotonic()
+                log.warning("waiting for an answer from Slurm (%s); the jobs go on if this command is stopped", error)
         time.sleep(POLL_SECONDS)
 
 

@@ -21,7 +21,7 @@ from cyclical_lr.records import Record
 HERE = Path(__file__).parent
 HELD = ("data._target_=held_runs.HeldData", "checkpoint_seconds=0")
 CLUSTER = ("cluster=slurm", "cluster.cpus=1", "cluster.memory=null")
-UNDISTURBED, REQUEUED, NODE_DIES, CANCELLED, FAILING, TIMED_OUT, PREEMPTED, EDITED = range(8)
+UNDISTURBED, REQUEUED, NODE_DIES, CANCELLED, FAILING, TIMED_OUT, PREEMPTED, EDITED, QUEUED, RANKS = range(10)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,45 @@ def test_the_same_command_again_submits_only_what_is_missing(sweep):
     assert code == 0, output
     assert "3 of 5 runs are done, 2 are missing" in output and "5 of 5 runs are done" in output
     assert re.findall(r"^Slurm job \w+: (.*)$", output, re.MULTILINE) == [f"seed={CANCELLED}", f"seed={FAILING}"]
+
+
+def test_what_is_in_the_queue_is_waited_for_and_not_submitted_again(slurm, submit, tmp_path, undisturbed):
+    arguments = ["-m", *command_line(tmp_path, f"seed={QUEUED}", "+cluster.sbatch.hold=true")]
+    first = submit(tmp_path, *arguments)
+    first.wait_for(first.jobs)
+    first.process.kill()
+    again = submit(tmp_path, *arguments)
+    again.wait_for(lambda: f"Slurm job {first.jobs()[0]} (in the queue already): " in again.output.read_text())
+    assert len(slurm("squeue", "--noheader", "--array").splitlines()) == 1
+    slurm("scontrol", "release", first.jobs()[0])
+    code, output = again.ends()
+    assert code == 0 and "1 of 1 runs are done" in output and not again.jobs(), output
+    assert_same_run(tmp_path, undisturbed(QUEUED))
+
+
+def test_srun_is_told_of_the_cores_that_sbatch_asked_for(sweep):
+    for script in (sweep.folder / "runs" / ".submitit").rglob("*submission.sh"):
+        assert re.search(r"^#SBATCH --cpus-per-task=1$", script.read_text(), re.MULTILINE)
+        assert re.search(r"^srun .*--cpus-per-task=1 ", script.read_text(), re.MULTILINE)
+
+
+# Several ranks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_of_two_ranks_is_requeued_and_goes_on(slurm, submit, tmp_path):
+    ranks = ("trainer=ddp", "trainer.accelerator=cpu", "hydra.launcher.tasks_per_node=2")
+    hold(tmp_path, RANKS)
+    submission = submit(tmp_path, "-m", *command_line(tmp_path, f"seed={RANKS}", *ranks))
+    submission.wait_for(held(tmp_path, RANKS))
+    (job,) = submission.jobs()
+    slurm("scancel", "--signal=USR2", job)  # as before a time limit
+    submission.wait_for(lambda: restarted(slurm, job))
+    let_go(tmp_path, RANKS)
+    code, output = submission.ends()
+    assert code == 0, output
+    (record,) = records_in(tmp_path)
+    assert record.status == "done" and [segment["ranks"] for segment in record.segments] == [2, 2]
+    assert continued_at(record)[1] == pytest.approx(STOP, abs=1)
 
 
 # Time limits ----------------------------------------------------------------------------------------------------------

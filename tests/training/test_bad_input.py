@@ -17,6 +17,8 @@ WRONG = [
     pytest.param(["+schedule.step_size=4"], ["schedule.step_size", "did you mean stepsize"], id="misspelt argument"),
     pytest.param(["+trainer.device=2"], ["trainer.device:", "did you mean devices"], id="misspelt key of a group"),
     pytest.param(["+cluster.typo=1"], ["cluster.typo", "no such key"], id="unknown key of the cluster"),
+    pytest.param(["+cluster.setup=module load cuda"], ["cluster.setup", "a list"], id="one line for a list of them"),
+    pytest.param(["+cluster.sbatch=[requeue]"], ["cluster.sbatch", "requeue"], id="a list for options"),
     pytest.param(["schedule.stepsize=-3"], ["schedule.stepsize", "-3"], id="negative stepsize"),
     pytest.param(["schedule.stepsize=0"], ["schedule.stepsize", "0"], id="zero stepsize"),
     pytest.param(["schedule.max_lr=0.0001"], ["schedule.max_lr", "0.0001", "base_lr"], id="max_lr below base_lr"),

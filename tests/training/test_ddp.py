@@ -32,6 +32,7 @@ from cyclical_lr import records
 from cyclical_lr.data.cifar import CifarData
 from cyclical_lr.data.imagenet import ImageNetData
 from cyclical_lr.records import ConfigError, build
+from cyclical_lr.training import ddp
 from cyclical_lr.training.config import compose_config, plain
 from cyclical_lr.training.run import run
 from cyclical_lr.training.sweep import plan_job
@@ -290,6 +291,18 @@ def test_in_a_batch_script_srun_must_start_the_ranks(monkeypatch, train):
         train(*DDP)
 
 
+@pytest.mark.parametrize(("per_node", "here"), [("8", "8"), ("2(x3),1", "2"), ("12,12", "12")])
+def test_a_rank_that_srun_started_knows_how_many_share_its_node(monkeypatch, per_node, here):
+    for name, value in {
+        **{"JOB_ID": "4711", "STEP_ID": "0", "PROCID": "1", "LOCALID": "1", "STEP_NUM_TASKS": "7"},
+        **{"STEP_NODELIST": "node1", "STEP_TASKS_PER_NODE": per_node},
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    environment = ddp._environment_of_srun()
+    assert environment["LOCAL_WORLD_SIZE"] == here
+    assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("1", "7", "node1")
+
+
 def test_a_sweep_in_one_process_is_refused_before_anything_runs(tmp_path):
     overrides = tiny(tmp_path, *RUN, *DDP, "seed=0,1")
     sweep = Forked(tmp_path / "out.txt", run_script, ["-m", *overrides])
@@ -301,6 +314,18 @@ def test_a_sweep_in_one_process_is_refused_before_anything_runs(tmp_path):
 def test_a_sweep_of_slurm_jobs_is_planned(tmp_path):
     overrides = tiny(tmp_path, *DDP, "cluster.kind=slurm")
     assert plan_job(compose_config(CONF, overrides), CONF, overrides).missing
+
+
+@pytest.mark.parametrize(
+    "asked", [None, "cluster.gpus=1", "+cluster.sbatch.gres=gpu:1", "+cluster.sbatch.gpus-per-task=1"]
+)
+def test_jobs_that_train_on_a_gpu_have_to_ask_for_one(tmp_path, asked):
+    overrides = tiny(tmp_path, "trainer=gpu", "cluster=slurm", *filter(None, [asked]))
+    if asked:
+        assert plan_job(compose_config(CONF, overrides), CONF, overrides).missing
+    else:
+        with pytest.raises(ConfigError, match=r"cluster\.gpus: expected .*cluster\.gpus=1"):
+            plan_job(compose_config(CONF, overrides), CONF, overrides)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,11 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
         raise ConfigError(f"cluster.kind: expected 'local' or 'slurm', got {cluster['kind']!r}; use cluster=NAME")
     if not isinstance(cluster["snapshot"], bool):
         raise ConfigError(f"cluster.snapshot: expected true or false, got {cluster['snapshot']!r}")
+    setup, sbatch = cluster.get("setup", []), cluster.get("sbatch", {})
+    if not (isinstance(setup, list) and all(isinstance(line, str) for line in setup)):
+        raise ConfigError(f"cluster.setup: expected a list of shell lines, such as [module load cuda], got {setup!r}")
+    if not isinstance(sbatch, Mapping):
+        raise ConfigError(f"cluster.sbatch: expected sbatch's options, such as {{constraint: avx512}}, got {sbatch!r}")
 
 
 def _check_whole(key: str, value: Any, least: int) -> None:

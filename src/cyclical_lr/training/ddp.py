@@ -9,6 +9,7 @@ there each GPU has a whole batch. As there, BatchNorm sees a rank's own share, a
 
 import atexit
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -51,9 +52,11 @@ def _environment_of_srun() -> dict[str, str]:
             "scripts/run.py ..., or cluster=slurm hydra.launcher.tasks_per_node=2; for one device, trainer=gpu or cpu"
         )
     port = 20000 + (31 * int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])) % 10000
+    per_node = given.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 2(x3),1
     return {
         "RANK": given["SLURM_PROCID"],
         "LOCAL_RANK": given["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(max(map(int, re.findall(r"(?:^|,)(\d+)", per_node)))),
         "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(given["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": given.get("MASTER_PORT", str(port)),  # the same for all of the step, another for its neighbours

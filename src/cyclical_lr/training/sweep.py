@@ -58,6 +58,13 @@ def plan_job(cfg: DictConfig, conf: Path, overrides: Sequence[str]) -> Job:
             "for one run at a time, with torchrun --nproc_per_node 2 scripts/run.py ..., or give each run a Slurm job "
             "of as many tasks, with cluster=slurm hydra.launcher.tasks_per_node=2"
         )
+    cluster, on_gpu = plan["cluster"], plan["trainer"]["accelerator"] == "gpu"
+    asked = cluster.get("gpus") or any("gpu" in option or option == "gres" for option in cluster.get("sbatch", ()))
+    if on_gpu and cluster["kind"] == "slurm" and not asked:
+        raise records.ConfigError(
+            "cluster.gpus: expected how many GPUs a run gets, since trainer.accelerator is gpu, got None; give "
+            "cluster.gpus=1, or what your site has for it, such as +cluster.sbatch.gres=gpu:a100:1"
+        )
     configs = [config.describe(plan, seed) for seed in config.seeds(plan["seed"])]
     records.learning_rates(configs[0])  # a schedule that cannot be built is refused now, not in a queue
     where = Path(plan["results_dir"]), Path(plan["runs_dir"])
