@@ -26,7 +26,7 @@ run: $(VENV)/installed  ## the main job on the full data set: make run EXPERIMEN
 report: $(VENV)/installed  ## tables, verdicts, figures, page and README from results/
 	$(BIN)/python scripts/report.py
 
-soak: $(VENV)/installed  ## twenty processes on one study, a hundred of them killed: about ten minutes
+soak: $(VENV)/installed  ## twenty processes on one study, a hundred of them killed: a few minutes
 	$(BIN)/python tests/soak.py --faults 100
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: is the fast engine right, and how fast

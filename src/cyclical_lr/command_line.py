@@ -1,4 +1,4 @@
-"""What every script does around its work: input that cannot be used is one paragraph and exit code 2, no traceback."""
+"""What every script does around its work: unusable input ends in one paragraph and exit code 2, without a traceback."""
 
 import difflib
 import os

@@ -7,11 +7,15 @@ import yaml
 from cyclical_lr.report import headline
 from cyclical_lr.report.collect import Results, collect
 
+MATCHED = (
+    "The 25,000-iteration fixed policy at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control)"
+)
+
 
 def found(paper, results):
     """The sentences about accuracy; the two after them are about cost (test_measured_rules.py)."""
     *sentences, same, more = headline.found(headline.make_report(paper, results))
-    assert same.startswith("Claim on cost") and same.endswith("Not run.") and more.endswith("Not run.")
+    assert same.startswith("Cost: “CLR needs") and same.endswith("Not run.") and more.endswith("Not run.")
     return sentences
 
 
@@ -25,14 +29,15 @@ def test_without_a_run_each_sentence_says_not_run(paper):
         "CLR (`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy (`cifar10_fixed`) after 70,000 iterations (the paper: 81.4 %): not run.",
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control): not run.",
-        "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run.",
+        f"{MATCHED}: not run.",
         "What the LR drops add at 25,000: to CLR not run; to `decay` not run; to `exp` not run.",
         "exp_range (`cifar10_exp_range`) after 42,000 iterations (the paper: 82.2 %): not run.",
     ]
     lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
     assert (
-        lead == f"So far 0 runs. Of the paper's {ours} claims (10 of them a second reading of Table 3): {ours} not run."
+        lead == f"0 runs so far. Of the paper's {ours} claims (10 restate Table 3's for staged schedules, which the "
+        f"paper leaves open): {ours} not run."
     )
 
 
@@ -54,10 +59,11 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
     assert fixed.endswith("not run.")
     assert control == (
         "The fixed policy with CLR's 25,000 iterations and drops (`cifar10_fixed_25k`, a control) ends at **80.14 %** "
-        "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal: no verdict "
-        "(n = 1). CLR above: no verdict (n = 1). Before the first drop, at 16,000, they are at 78.59 and 76.49 %."
+        "(n = 1, no interval). CLR's lead over it: **+0.46** points (n = 1, no interval). Equal to within ±0.5: no "
+        "verdict (n = 1). CLR better: no verdict (n = 1). Before the first drop, at 16,000, CLR is at 78.59 and this "
+        "control at 76.49 %."
     )
-    assert matched == "The same at the mean LR of CLR's first phase (`cifar10_fixed_25k_matched`, a control): not run."
+    assert matched == f"{MATCHED}: not run."
     assert drops == (
         "What the LR drops add at 25,000: to CLR **+1.10** points (n = 1, no interval): no verdict (n = 1); to `decay` "
         "not run; to `exp` not run."
@@ -90,15 +96,18 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     assert "81.4 %; a new run of ours is expected within [80.80, 81.80]): reproduced (preliminary)." in clr
     assert f"`cifar10_fixed`) ends at {mean} after 70,000" in fixed
     assert equal == (
-        "CLR at 25,000 iterations less fixed at 70,000: **+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: "
-        "reproduced (preliminary; p = 0.0018, corrected 0.009)."
+        "CLR at 25,000 iterations minus the fixed policy at 70,000: **+0.00 [-0.17, +0.17]** points (n = 3, 90 % "
+        "interval). Equal to within ±0.5: reproduced (preliminary; p = 0.0018, corrected 0.009)."
     )
-    assert "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal: not reproduced" in control
-    assert "CLR above: reproduced (preliminary; p < 0.0001, corrected 0.00" in control
+    assert (
+        "lead over it: **+2.00 [+1.83, +2.17]** points (n = 3, 90 % interval). Equal to within ±0.5: not reproduced"
+        in control
+    )
+    assert "CLR better: reproduced (preliminary; p < 0.0001, corrected 0.00" in control
     assert "). So CLR does better. Before" in control
     assert f"first phase (`cifar10_fixed_25k_matched`, a control) ends at {mean}." in matched
     assert (
-        "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal: reproduced (preliminary; p = 0.0018, corr"
+        "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal to within ±0.5: reproduced (preliminary; p = 0.00"
         in matched
     )
     assert "So CLR does as well, to within 0.5 points; that it does better is not shown." in matched
@@ -121,8 +130,8 @@ def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_
     *_, tri2 = found(paper, collect(tmp_path))  # the other has no float32 beside it
     assert tri2 == (
         "In bfloat16 `cifar10_tri2` ends at **81.20 %** [80.95, 81.45] (n = 3, 95 % interval): "
-        "**-0.10 [-0.27, +0.07]** points (n = 3, 90 % interval) from float32. Equal: reproduced (preliminary; "
-        "p = 0.004, corrected 0.008)."
+        "**-0.10 [-0.27, +0.07]** points (n = 3, 90 % interval) from float32. Equal to within ±0.5: reproduced "
+        "(preliminary; p = 0.004, corrected 0.008)."
     )
 
 
@@ -136,12 +145,12 @@ def test_other_constant_lrs_later_policies_and_each_missed_detail_have_a_sentenc
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
     others = "76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2; CLR 80.50)"
-    assert f"The same at other LRs (`+study=constant_lr`, in %): {others}." in sentences
+    assert f"The 25,000-iteration fixed policy at other LRs (`+study=constant_lr`, in %): {others}." in sentences
     later = "81.50 by one-cycle (n = 1; CLR 80.50)"
     assert f"Later policies in the same budget (`+study=modern`, in %): {later}." in sentences
     assert sentences[-1] == (
-        "What missing one of Caffe's details, or several, changes, in points: no LRN -1.00, PyTorch's weights diverges "
-        "(n = 1, from the mean of the port's 2). The port's own seeds lie 1.00 apart."
+        "Effect of getting Caffe's details wrong, one or several at a time, in points: no LRN -1.00, PyTorch's weights "
+        "diverges (n = 1, from the mean of the port's 2). The port's own seeds span 1.00 points."
     )
 
 

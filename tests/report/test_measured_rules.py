@@ -217,6 +217,6 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
         "The LR range test (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by rule "
         "(none by plateau and raggedness; the paper: 0.001 and 0.006): reproduced (preliminary)."
     )
-    ratios = "Reproduced: ratios of CPU time {0} to {0} on cifar10_full, of which {1} reproduced."
-    assert same.startswith("Claim on cost: CLR needs") and same.endswith(ratios.format("1.000", 6))
-    assert more.startswith("Claim on cost: Methods that") and more.endswith(ratios.format("1.111", 4))
+    ratios = "Reproduced: ratios of CPU time {0} to {0} on cifar10_full; by method and machine: {1} reproduced."
+    assert same.startswith("Cost: “CLR needs") and same.endswith(ratios.format("1.000", 6))
+    assert more.startswith("Cost: “Methods that") and more.endswith(ratios.format("1.111", 4))

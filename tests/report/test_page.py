@@ -262,7 +262,7 @@ def test_the_command_of_a_claim_is_one_that_can_be_typed(some):
 
 def test_without_a_run_the_page_says_so_everywhere(paper, tmp_path):
     parsed = Parsed(html_of(headline.make_report(paper, Results({}, {}, ())), tmp_path))
-    assert "So far 0 runs." in parsed.text and "No run yet." in parsed.text
+    assert "0 runs so far." in parsed.text and "No run yet." in parsed.text
     ours = sum(verdict["source"] == "paper" for verdict in paper.claims)
     assert f"{ours} not run" in parsed.text
 

@@ -28,7 +28,12 @@ def test_the_readme_says_what_the_results_say(paper, committed_results):
 def test_the_first_screen_says_what_was_found():
     head = README.read_text(encoding="utf-8").split("\n## ")[0]
     assert head.index(readme.BEGIN) < 800
-    assert "**So far " in head and "(`cifar10_tri2`) ends at **" in head and "![Figure 1 redrawn]" in head
+    assert (
+        "**In short: " in head
+        and " runs so far. " in head
+        and "(`cifar10_tri2`) ends at **" in head
+        and "![Figure 1 redrawn]" in head
+    )
 
 
 def test_every_link_of_the_block_leads_somewhere():
@@ -81,5 +86,5 @@ def test_every_row_links_to_its_lab_card_and_has_n_the_papers_number_and_the_ver
 
 def test_without_a_run_the_block_says_so(paper):
     block = readme.block(headline.make_report(paper, Results({}, {}, ())), CONF)
-    assert "**So far 0 runs." in block and "| run |" not in block and "fig01" not in block
+    assert "0 runs so far." in block and "| run |" not in block and "fig01" not in block
     assert "(`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run." in block

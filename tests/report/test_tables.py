@@ -295,7 +295,7 @@ def test_time_to_target_shows_misses_and_undefined_ratios(paper, tmp_path, add_r
     assert "| never (0/2); undefined |" in b
     assert "| cifar10_fixed_25k | beside | iterations | not run |" in text
     beside = next(line for line in text.splitlines() if "| cifar10_fixed_25k_matched | beside | iterations |" in line)
-    assert "| 4,000 (2/2); x0 (A never gets there) [0.00, 0.00] | never (0/2); undefined |" in beside
+    assert "| 4,000 (2/2); x0 (not reached by the median of A) [0.00, 0.00] | never (0/2); undefined |" in beside
 
 
 # ---- Claims ----------------------------------------------------------------------------------------------------------

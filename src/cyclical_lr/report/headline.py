@@ -44,7 +44,7 @@ TIMES = "table1_tri2_time_to_target"
 EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"
 CONTROLS = {
     "cifar10_fixed_25k": "The fixed policy with CLR's 25,000 iterations and drops",
-    "cifar10_fixed_25k_matched": "The same at the mean LR of CLR's first phase",
+    "cifar10_fixed_25k_matched": "The 25,000-iteration fixed policy at the mean LR of CLR's first phase",
 }
 """What CLR is compared with at its own budget: claims `control_tri2_equals_...` and `control_tri2_beats_...`."""
 DROPS = {
@@ -55,7 +55,7 @@ DROPS = {
 """Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
 RANGE_TESTS = {
     "figure3_bounds": "The LR range test",
-    "control_range_test_half_length": "The same in half the iterations, a control",
+    "control_range_test_half_length": "Our control in half the iterations",
 }
 """Claims with rule `bounds` on CIFAR-10."""
 PRECISION = ("precision_tri2", "precision_fixed_25k")
@@ -65,7 +65,6 @@ PRECISION = ("precision_tri2", "precision_fixed_25k")
 def lead(report: Report) -> str:
     """How far the study is, in one sentence of Markdown."""
     counts = claims_by_verdict(report)
-    tally = ", ".join(f"{count} {text}" for text, count in counts.items())
     runs, claims = len(report.results.records), sum(counts.values())
     again = {row["staged"] for rows in report.paper.tables.values() for row in rows if "staged" in row}
     readings = sum(
@@ -74,15 +73,14 @@ def lead(report: Report) -> str:
         if claim["source"] == "paper"
     )
     return (
-        f"So far {runs:,} run{'s' * (runs != 1)}. Of the paper's {claims} claims ({readings} of them a second reading "
-        f"of Table 3): {tally}."
+        f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims} claims ({readings} restate Table 3's for "
+        f"staged schedules, which the paper leaves open): {markup.tally(counts)}."
     )
 
 
 def claims_by_verdict(report: Report) -> dict[str, int]:
-    """How many of the paper's own claims have each verdict."""
-    verdicts = (verdict for verdict in report.verdicts if verdict.claim["source"] == "paper")
-    return dict(sorted(Counter(verdict.finding.text for verdict in verdicts).items()))
+    """How many of the paper's own claims have each verdict, in the order of `VERDICTS`."""
+    return markup.claims_by_verdict(report.verdicts)
 
 
 def rules(report: Report) -> str:
@@ -91,14 +89,32 @@ def rules(report: Report) -> str:
     number, equal, seeds = paper.rule("number"), paper.rule("equal"), paper.verdicts["seeds"]
     level, alpha = f"{100 * number['confidence']:g} %", f"{equal['alpha']:g}"
     return (
-        "n counts seeds. A seed draws the initial weights; the order of the images and the test set are always the "
-        "same, so that intervals cover initialisations and rounding alone. Verdicts follow rules that were fixed "
-        "beforehand (`conf/paper/verdicts.yaml`). A number of the paper is reproduced if a new run of ours may be "
-        f"expected there ({level} prediction interval, at least ±{number['floor']:g} points; inconclusive if "
-        f"wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points by two one-sided "
-        f"tests, above is one such test, both at p ≤ {alpha} after Holm's correction within the claim's family, claims "
-        "not run among them. Not reproduced rests on the interval alone, uncorrected. Fewer than "
+        "n counts seeds. A seed draws the initial weights; the order of the images (unless shuffled) and the test set "
+        "are fixed, so that intervals cover initialisation and rounding alone. The rules are in "
+        "`conf/paper/verdicts.yaml`, whose header names later changes. A number of the paper is reproduced if it lies "
+        f"within the {level} prediction interval for a new run of ours (at least ±{number['floor']:g} points; "
+        f"inconclusive if wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points "
+        f"by two one-sided tests, better is one such test, both at p ≤ {alpha} after Holm's correction over the "
+        "claim's family, including claims not run. Contradicted: the opposite passes that test. Not reproduced rests "
+        "on the interval alone, uncorrected. Measured: numbers without a verdict. Fewer than "
         f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
+    )
+
+
+def short(report: Report) -> str:
+    """The answer in one sentence: CLR beside the fixed policy in its budget, at its mean LR, and in the long run."""
+    claims = [f"control_tri2_equals_{control.removeprefix('cifar10_')}" for control in CONTROLS] + [EQUAL]
+    by_id = {verdict.id: verdict for verdict in report.verdicts}
+    if not all(_all_run(by_id[claim]) for claim in claims):
+        return ""
+    leads = []
+    for claim in claims:
+        clr, fixed = (statistics.mean(cell.values) for cell in by_id[claim].cells)
+        leads.append(f"{wording.number(abs(clr - fixed))} points {'above' if clr >= fixed else 'below'}")
+    budget, matched, whole = leads
+    return (
+        f"In short: after 25,000 iterations CLR is {budget} the fixed policy with the same budget and drops, "
+        f"{matched} it at CLR's mean LR, and {whole} the fixed policy after its 70,000 iterations."
     )
 
 
@@ -108,7 +124,8 @@ def found(report: Report) -> list[str]:
     sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
     if _all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
-        sentences.append(f"CLR at 25,000 iterations less fixed at 70,000: {lead}. Equal: {_decided(by_id[EQUAL])}.")
+        equal = f"{_equal(paper)}: {_decided(by_id[EQUAL])}"
+        sentences.append(f"CLR at 25,000 iterations minus the fixed policy at 70,000: {lead}. {equal}.")
     sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
     sentences += filter(None, [_constant(report.results), _later(report.results)])
     sentences += [_drops(paper, by_id), _exp_range(report, by_id)]
@@ -160,14 +177,18 @@ def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], contr
     text = f"{what} ends at {_mean(paper, b)}."
     if not a.n:
         return text
-    text += f" CLR's lead over it: {_lead(paper, equal)}. Equal: {_decided(equal)}. "
-    text += f"CLR above: {_decided(beaten)}.{_in_words(paper, equal, beaten)}"
+    text += f" CLR's lead over it: {_lead(paper, equal)}. {_equal(paper)}: {_decided(equal)}. "
+    text += f"CLR better: {_decided(beaten)}.{_in_words(paper, equal, beaten)}"
     drop = paper.tables["table2"][0]["max_iter"]
     before = [read_cell(results, cell.label, drop) for cell in (a, b)]
     if all(cell.n for cell in before):
         clr, fixed = (wording.number(statistics.mean(cell.values)) for cell in before)
-        text += f" Before the first drop, at {drop:,}, they are at {clr} and {fixed} %."
+        text += f" Before the first drop, at {drop:,}, CLR is at {clr} and this control at {fixed} %."
     return text
+
+
+def _equal(paper: Paper) -> str:
+    return f"Equal to within ±{paper.rule('equal')['margin']:g}"
 
 
 def _in_words(paper: Paper, equal: Verdict, beaten: Verdict) -> str:
@@ -195,7 +216,7 @@ def _constant(results: Results) -> str:
     """Where the fixed policy ends in CLR's budget at each other LR that was run."""
     labels = sorted(arms.constant_lrs(results.by_label).items())
     cells = {f"at {lr:g}": read_cell(results, label, arms.END) for lr, label in labels}
-    return _ends(results, "The same at other LRs (`+study=constant_lr`, in %)", cells)
+    return _ends(results, "The 25,000-iteration fixed policy at other LRs (`+study=constant_lr`, in %)", cells)
 
 
 def _later(results: Results) -> str:
@@ -234,8 +255,9 @@ def _mistakes(results: Results) -> str:
         return ""
     seeds = f" ({_seeds(shown)}, from the mean of the port's {port.n})" if shown else ""
     spread = max(port.values, default=0.0) - min(port.values, default=0.0)
-    chance = f" The port's own seeds lie {wording.number(spread)} apart." if port.n > 1 else ""
-    return f"What missing one of Caffe's details, or several, changes, in points: {', '.join(changes)}{seeds}.{chance}"
+    chance = f" The port's own seeds span {wording.number(spread)} points." if port.n > 1 else ""
+    effect = "Effect of getting Caffe's details wrong, one or several at a time, in points"
+    return f"{effect}: {', '.join(changes)}{seeds}.{chance}"
 
 
 def _lost(cell: Cell) -> str:
@@ -289,7 +311,7 @@ def _precision(paper: Paper, verdict: Verdict) -> str:
     low, high = verdict.cells
     return (
         f"In bfloat16 `{high.label}` ends at {_mean(paper, low)}: {_lead(paper, verdict)} from float32. "
-        f"Equal: {_decided(verdict)}."
+        f"{_equal(paper)}: {_decided(verdict)}."
     )
 
 
@@ -300,12 +322,13 @@ def _all_run(verdict: Verdict) -> bool:
 
 def _cost(verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
-    text = f"Claim on cost: {verdict.claim['text']} {verdict.finding.text.capitalize()}"
+    text = f"Cost: “{verdict.claim['text']}” {verdict.finding.text.capitalize()}"
     if not verdict.ratios:
         return f"{text}."
     measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
     tally = ", ".join(f"{count} {name}" for name, count in sorted(each.items()))
-    return f"{text}: ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full, of which {tally}."
+    ratios = f"ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full"
+    return f"{text}: {ratios}; by method and machine: {tally}."
 
 
 def _times(times: Sequence[TimeToTarget]) -> str:
@@ -322,7 +345,8 @@ def _times(times: Sequence[TimeToTarget]) -> str:
 
 def _medians(times: Sequence[TimeToTarget], target: float) -> str:
     return ", ".join(
-        f"`{time.label}` {wording.time(time.median)} ({time.reached} of {len(time.times)} runs)"
+        f"`{time.label}` {'no median' if time.reached and math.isinf(time.median) else wording.time(time.median)} "
+        f"({time.reached} of {len(time.times)} runs)"
         for time in times
         if time.target == target
     )

@@ -13,7 +13,15 @@ from cyclical_lr.report import wording
 from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.tables import NUMBERS, PHASE, RATIOS
-from cyclical_lr.report.verdicts import NOT_RUN, Verdict
+from cyclical_lr.report.verdicts import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    MEASURED,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Verdict,
+)
 
 TITLES = {
     "table1": "Table 1: accuracy at the end of training (%)",
@@ -181,19 +189,39 @@ def _without_empty(rows: pd.DataFrame) -> pd.DataFrame:
 # Claims ---------------------------------------------------------------------------------------------------------------
 
 
+ORDER = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED, INCONCLUSIVE, "no verdict", MEASURED, NOT_RUN)
+"""Of verdicts, where they are counted; a preliminary one follows its own kind."""
+
+
+def claims_by_verdict(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many of the paper's own claims have each verdict."""
+
+    def place(text: str) -> tuple[int, str]:
+        return next(number for number, kind in enumerate(ORDER) if text.startswith(kind)), text
+
+    counts = Counter(verdict.finding.text for verdict in verdicts if verdict.claim["source"] == "paper")
+    return {text: counts[text] for text in sorted(counts, key=place)}
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {text}" for text, count in counts.items())
+
+
 def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
     """Every claim in one line, by family: the claim, our numbers, the verdict, the controls."""
     seeds = paper.verdicts["seeds"]
-    counts = Counter(verdict.finding.text for verdict in verdicts if verdict.claim["source"] == "paper")
+    counts = claims_by_verdict(verdicts)
     parts = [
         "# Claims\n",
-        "Rules: `conf/paper/verdicts.yaml`, fixed before any result that they decide, but for "
-        "what its header names. Accuracies are means over seeds, in percent, at "
+        "Rules: `conf/paper/verdicts.yaml`, fixed before any result that they decide, with the exceptions that its "
+        "header names. Accuracies are means over seeds, in percent, at "
         f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
-        f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides; p "
-        "is corrected by Holm within the family, while “not reproduced” rests on the interval alone. Intervals of "
-        f"speed-ups are bootstrapped over seeds ({paper.rule('time_to_target')['bootstrap']['confidence']:.0%}).\n",
-        "Of the paper's claims: " + ", ".join(f"{count} {text}" for text, count in sorted(counts.items())) + ".\n",
+        f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides. p "
+        "is of the claim, “opposite p” of its reverse, and “Holm” either of them after correction within the family; "
+        "“not reproduced” rests on the interval alone. Intervals of "
+        f"speed-ups are bootstrapped over seeds ({paper.rule('time_to_target')['bootstrap']['confidence']:.0%}). The "
+        "last column has runs and claims of this study that bear on the paper's.\n",
+        f"Of the paper's claims: {tally(counts)}.\n",
     ]
     by_control = control_claims(verdicts)
     for family in dict.fromkeys(verdict.claim["family"] for verdict in verdicts):

@@ -140,6 +140,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         sections=SECTIONS.items(),
         runs=_counted(len(results.records), "run"),
         problems=len(results.problems),
+        short=headline.short(report),
         rules=markdown.line(headline.rules(report)),
         found=[markdown.line(sentence) for sentence in headline.found(report)],
         claims=sum(counts.values()),

@@ -33,18 +33,20 @@ def write_readme(readme: Path, block: str) -> Path:
 def block(report: Report, conf: Path) -> str:
     """The Markdown between the markers; `conf` is the folder of configs."""
     figure1 = yaml.safe_load((conf / "paper" / "figure1.yaml").read_text(encoding="utf-8"))
-    parts = [f"**{headline.lead(report)}**\n", "".join(f"- {sentence}\n" for sentence in headline.found(report))]
+    coverage = f"Rows of the paper that have a run: {', '.join(headline.coverage(report))}."
+    parts = [f"**{short}**\n"] if (short := headline.short(report)) else []
+    parts += [f"{headline.lead(report)} {coverage}\n", "".join(f"- {each}\n" for each in headline.found(report))]
     parts.append(f"{headline.rules(report)}\n")
     if len(rows := headline.measured_rows(report)):
-        parts.append(_rows(rows))
-    parts.append("Rows of the paper that have a run: " + ", ".join(headline.coverage(report)) + ".\n")
+        parts.append(f"<details>\n<summary>All rows that have a run</summary>\n\n{_rows(rows)}\n</details>\n")
     if along := headline.along_the_way(report.results, figure1):
         parts.append("![Figure 1 redrawn](paper_figures/fig01.png)\n")
-        parts.append(
-            f"Accuracy (%) along the way, ours at the first evaluation at or after each point of Figure 1 "
-            f"(digitised, ±{figure1['uncertainty']:g}):\n"
+        about = (
+            "Accuracy (%) along the way, ours at the first evaluation at or after each point of Figure 1 "
+            f"(digitised, ±{figure1['uncertainty']:g})"
         )
-        parts += [_points(curve) for curve in along]
+        points = "\n".join(_points(curve) for curve in along)
+        parts.append(f"<details>\n<summary>{about}</summary>\n\n{points}\n</details>\n")
     parts.append(
         "Everything on one page: [`results/report.html`](results/report.html), to be opened in a browser. All tables: "
         "[`results/tables/`](results/tables); every claim with its verdict: [`results/claims.md`](results/claims.md); "
@@ -60,7 +62,8 @@ def _rows(rows: pd.DataFrame) -> str:
         linked = f"[`{row['run']}`](conf/experiment/{experiment}.yaml)"
         table, _, precision = row["where"].partition(", ")  # or "control"
         said = f"{row['paper']} ({table})" if row["paper"] else "not in the paper"
-        verdict = "; ".join(filter(None, [row["verdict"] or precision or table, row["remarks"]]))
+        verdict = row["verdict"] or (f"no verdict ({precision})" if precision else table)
+        verdict = "; ".join(filter(None, [verdict, row["remarks"]]))
         lines.append([linked, row["iterations"], row[ours], row["n"], said, verdict])
     return wording.pipes(["run", "iterations", f"{ours}, %", "n", "the paper, %", "verdict"], lines)
 

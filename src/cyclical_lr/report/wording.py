@@ -44,7 +44,7 @@ def speed_up(ratio: float, ends: Interval) -> str:
     """B's time over A's; A is what is asked about."""
     if math.isnan(ratio):
         return "undefined"
-    value = "infinite" if math.isinf(ratio) else f"x{ratio:.2f}" if ratio > 0 else "x0 (A never gets there)"
+    value = "infinite" if math.isinf(ratio) else f"x{ratio:.2f}" if ratio > 0 else "x0 (not reached by the median of A)"
     return f"{value} {interval(ends)}" if math.isfinite(ends.low) else value
 
 
