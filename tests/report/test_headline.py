@@ -107,7 +107,7 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
     assert "). So CLR does better. Before" in control
     assert f"first phase (`cifar10_fixed_25k_matched`, a control) ends at {mean}." in matched
     assert (
-        "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal to within ±0.5: reproduced (preliminary; p = 0.00"
+        "**+0.00 [-0.17, +0.17]** points (n = 3, 90 % interval). Equal to within ±0.5: reproduced (preliminary; p = 0.0"
         in matched
     )
     assert "So CLR does as well, to within 0.5 points; that it does better is not shown." in matched
