@@ -119,6 +119,20 @@ def test_an_lr_in_a_tensor_is_filled_in_place():
     assert optimizer.param_groups[0]["lr"] is held
 
 
+def test_groups_that_share_a_tensor_have_lrs_of_their_own():
+    groups = [
+        {"params": [torch.nn.Parameter(torch.ones(1))]},
+        {"params": [torch.nn.Parameter(torch.ones(1))], "lr_mult": 2.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=torch.tensor(0.1, dtype=torch.float64))
+    scheduler = ScheduleLR(optimizer, Fixed(0.1))
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr_mult": 10.0})
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.1, 0.2, 1.0])
+
+
 def test_a_group_added_later_joins_at_the_next_step():
     optimizer = sgd()
     scheduler = ScheduleLR(optimizer, SCHEDULE)

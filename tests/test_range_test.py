@@ -155,6 +155,16 @@ def test_thresholds_move_the_rules_that_they_belong_to():
     assert by("drop", curve([*map(tent, range(14))]), sustained=4) is None
 
 
+def test_thresholds_grow_with_the_noise():
+    assert by("onset", curve(knee)) == by("onset", curve(knee), noise=1.0)
+    assert by("onset", curve(lambda i: min(10.0 + i, 30.0)), noise=3.0) is None  # 20 points are less than ten of 3
+    assert by("drop", curve(tent)) is not None and by("drop", curve(tent), noise=20.0, min_rise=1.0) is None
+    noisy = np.random.default_rng(0)
+    for _ in range(50):  # chance alone, over 100 images, in two classes
+        accuracies = noisy.binomial(100, 0.5, 21).astype(float)
+        assert find_bounds([Curve(LRS, tuple(accuracies))], thresholds=Thresholds(noise=5.0)).base_lr is None
+
+
 @pytest.mark.parametrize(
     ("threshold", "value"),
     [
@@ -199,6 +209,22 @@ def test_a_flat_curve_says_that_nothing_was_learnt():
     assert "no onset: the accuracy stays below 15.0 %, 5 points above 10.0 %" in bounds.reason
 
 
+def test_a_curve_that_starts_near_the_top_has_no_room_to_rise():
+    bounds = find_bounds([curve(lambda i: 97.0)])
+    assert "start from untrained weights, or give min_rise" in bounds.reason
+
+
+def test_curves_may_come_from_a_generator_and_need_no_seed():
+    curves = [Curve(LRS, tuple(map(float, map(knee, range(21))))), Curve(LRS, (10.0,) * 21)]
+    assert find_bounds(each for each in curves) == find_bounds(curves)
+    assert "only seed ? (" in find_bounds(curves[:1] * 2 + curves[1:] * 2).max.reason or "seed ? (" in report(
+        curves, 10
+    )
+    for stepsize in (0, None, 2.5):
+        with pytest.raises(ValueError, match="stepsize: expected a whole number"):
+            report(curves, stepsize)
+
+
 def test_divergence_is_a_drop_from_the_best_before_it():
     rising = [10.0 + 4 * i for i in range(9)]
     assert by("drop", curve(rising + [math.nan] * 12)) == 8
@@ -222,6 +248,9 @@ def test_a_curve_that_diverges_without_learning_has_no_bounds():
         ([0.0, 1.0, 0.5], [10.0] * 3, "expected LRs that rise"),
         ([0.0, 1.0, 2.0], [10.0, math.nan, 10.0], "NaN at the end only"),
         ([0.0, 1.0], [10.0, 101.0], "expected percent"),
+        ([0.0, 1.0], [10.0, math.inf], "expected percent"),
+        ([-1.0, 1.0], [10.0, 20.0], "finite LRs from 0"),
+        ([0.0, math.inf], [10.0, 20.0], "finite LRs from 0"),
     ],
 )
 def test_what_is_no_curve_is_refused(lr, accuracy, message):

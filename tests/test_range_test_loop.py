@@ -230,6 +230,27 @@ def test_a_loss_that_looks_at_the_model_is_of_the_copy_or_refused():
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("hook", ["gradient", "step"])
+def test_hooks_that_a_copy_would_lose_are_refused(hook):
+    net = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if hook == "gradient":
+        net.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    else:
+        optimizer.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=f"expected none with hooks, got .*{hook} hook"):
+        lr_range_test(
+            net, optimizer, F.cross_entropy, [(torch.zeros(2, 6), torch.tensor([0, 1]))], lambda _: 50.0, **RAMP
+        )
+
+
+def test_a_perfect_accuracy_that_was_rounded_up_is_100():
+    net, batch = nn.Linear(6, 2), (torch.zeros(2, 6), torch.tensor([0, 1]))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found = lr_range_test(net, optimizer, F.cross_entropy, [batch], lambda _: 100.00001, **RAMP)
+    assert set(found.accuracy) == {100.0}
+
+
 def test_a_loss_with_parameters_of_its_own_is_copied_too():
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -64,6 +64,11 @@ class ScheduleLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each parameter group at the current iteration."""
+        seen: set[int] = set()
+        for group in self.optimizer.param_groups:  # torch gives all groups one tensor, and fills it in place
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].clone() if id(group["lr"]) in seen else group["lr"]
+                seen.add(id(group["lr"]))
         rate = float(self.schedule(self.last_epoch))
         return [rate * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
 

@@ -41,8 +41,8 @@ def of_iterations(formula: Callable[[Any, Iterations], Rates]) -> Schedule:
         iterations = np.asarray(t)
         if not np.issubdtype(iterations.dtype, np.integer):
             raise ValueError(f"t: expected an int or an array of ints, got {t!r}; count iterations in whole numbers")
-        if np.any(iterations < 0):
-            raise ValueError(f"t: expected iterations from 0, got {t!r}; the first update has t = 0")
+        if np.any(iterations < 0) or np.any(iterations > np.iinfo(np.int64).max):
+            raise ValueError(f"t: expected iterations from 0 to 2^63 - 1, got {t!r}; the first update has t = 0")
         # Scalars take the arrays' path, since NumPy's and Python's powers may differ in the last bit.
         rates = formula(self, np.atleast_1d(iterations.astype(np.int64)))
         return float(rates[0]) if iterations.ndim == 0 else rates

@@ -14,6 +14,7 @@ every LR read off is one that was tried: the distance between two evaluations is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,10 +53,12 @@ class Curve:
             )
         if not all(a < b for a, b in zip(self.lr, self.lr[1:], strict=False)):
             raise ValueError(f"curve.lr: expected LRs that rise, got {self.lr}; give the ramp's half of a test only")
-        finite = [math.isfinite(value) for value in self.accuracy]
+        if not all(0 <= value < math.inf for value in self.lr):
+            raise ValueError(f"curve.lr: expected finite LRs from 0, got {self.lr}; leave the others out")
+        finite = [not math.isnan(value) for value in self.accuracy]
         if sorted(finite, reverse=True) != finite:
             raise ValueError(f"curve.accuracy: expected NaN at the end only, got {self.accuracy}; evaluate again")
-        if not all(0 <= value <= 100 for value in self.accuracy if math.isfinite(value)):
+        if not all(0 <= value <= 100 for value in self.accuracy if not math.isnan(value)):
             raise ValueError(f"curve.accuracy: expected percent, 0 to 100, got {self.accuracy}; convert first")
 
 
@@ -83,15 +86,16 @@ class Thresholds:
     Args:
         chance: accuracy in percent without learning; None takes the curve's first, measured before any update where
             the test starts at iteration 0.
-        min_rise: points above chance that the best accuracy must have, or nothing was learnt. 5 is ten standard errors
-            of an accuracy over 10,000 test images.
+        min_rise: points above chance that the best accuracy must have, or nothing was learnt; None stands for ten times
+            `noise`, 5 points over 10,000 test images.
         margin: fraction of the rise (best minus chance) at which the accuracy has started to rise.
         slowdown: slope after the knee over slope before it, below which the rise has slowed.
         noise: standard error of one accuracy in points: 50 / sqrt(n) at 50 % over n test images, 0.5 for 10,000.
         roughness: standard errors of a difference, sqrt(2) * noise, above which the noise does not explain it: a fall
             and a rise after it, each above, make the curve ragged. 4 because a peak and a trough are extremes of some
             twenty evaluations, which pure noise spreads by nearly 3 of them.
-        fall: fraction of the rise by which the accuracy must lie below the best so far to have fallen.
+        fall: fraction of the rise by which the accuracy must lie below the best so far to have fallen, and by no less
+            than `step`.
         sustained: evaluations that make a trend: for an onset, for a fall, and on either side of a knee.
 
     Raises:
@@ -99,7 +103,7 @@ class Thresholds:
     """
 
     chance: float | None = None
-    min_rise: float = 5.0
+    min_rise: float | None = None
     margin: float = 0.1
     slowdown: float = 0.5
     noise: float = 0.5
@@ -118,9 +122,15 @@ class Thresholds:
         check("chance", self.chance is None or 0 <= self.chance < 100, "percent, from 0 to below 100, or None")
         for key in ("margin", "fall", "slowdown"):
             check(key, 0 < getattr(self, key) < 1, "a fraction between 0 and 1, both excluded")
-        for key in ("min_rise", "noise", "roughness"):
+        for key in ("noise", "roughness"):
             check(key, getattr(self, key) > 0, "a number above 0")
+        check("min_rise", self.min_rise is None or self.min_rise > 0, "a number above 0, or None")
         check("sustained", self.sustained >= 2, "an integer of at least 2")
+
+    @property
+    def learnt(self) -> float:
+        """Points above chance below which nothing was learnt."""
+        return 10 * self.noise if self.min_rise is None else self.min_rise
 
     @property
     def step(self) -> float:
@@ -151,10 +161,12 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
     after = f", and {diverged}" if diverged else ""
     if accuracy.max() <= 1:
         return f"no onset: the highest accuracy is {accuracy.max():.2f} %{after}; if these are fractions, give percent"
-    if height < thresholds.min_rise:
+    if height < thresholds.learnt:
+        wider = "test a wider range of LRs, or longer"
         return (
-            f"no onset: the accuracy stays below {chance + thresholds.min_rise:.1f} %, {thresholds.min_rise:g} points "
-            f"above {chance:.1f} %{after}; test a wider range of LRs, or longer"
+            f"no onset: the accuracy stays below {chance + thresholds.learnt:.1f} %, {thresholds.learnt:g} points "
+            f"above {chance:.1f} %{after}; "
+            f"{wider if chance + thresholds.learnt <= 100 else 'start from untrained weights, or give min_rise'}"
         )
     above = accuracy >= chance + thresholds.margin * height
     last = len(lr) - thresholds.sustained
@@ -249,7 +261,8 @@ def _drop(rise: _Rise, thresholds: Thresholds) -> Found:
 
 def _fall(rise: _Rise, thresholds: Thresholds) -> int | None:
     """Index at which the first sustained fall from the running best starts; divergence is one."""
-    low = rise.accuracy < np.maximum.accumulate(rise.accuracy) - thresholds.fall * rise.height
+    depth = max(thresholds.fall * rise.height, thresholds.step)
+    low = rise.accuracy < np.maximum.accumulate(rise.accuracy) - depth
     for i in range(rise.foot + 1, len(low) + bool(rise.diverged)):
         window = low[i : i + thresholds.sustained]
         if window.all() and (len(window) == thresholds.sustained or rise.diverged):
@@ -370,7 +383,7 @@ def find_bounds(
 
 
 def _listed(curves: Curve | Sequence[Curve]) -> Sequence[Curve]:
-    return [curves] if isinstance(curves, Curve) else curves
+    return [curves] if isinstance(curves, Curve) else list(curves)
 
 
 def _read(rule: Callable[[_Rise, Thresholds], Found], curve: Curve, thresholds: Thresholds) -> Reading:
@@ -394,7 +407,9 @@ def _over_seeds(rule: str, readings: Sequence[Reading]) -> Bound:
         other = [reading for reading in readings if (reading.lr is None) == enough]
         reason = f"{len(found)} of {len(readings)} seeds show it"
         if other:
-            reason += f"; {'not' if enough else 'only'} seed " + ", ".join(f"{o.seed} ({o.reason})" for o in other)
+            reason += f"; {'not' if enough else 'only'} seed " + ", ".join(
+                f"{'?' if o.seed is None else o.seed} ({o.reason})" for o in other
+            )
         elif not found:
             reason += f": {'; '.join(dict.fromkeys(reading.reason for reading in readings))}"
     spread = (found[0], found[-1]) if len(found) > 1 else None
@@ -434,6 +449,8 @@ def report(
         ValueError: as `find_bounds`.
     """
     curves, noise = _listed(curves), (thresholds or Thresholds()).noise
+    if isinstance(stepsize, bool) or not isinstance(stepsize, Integral) or stepsize < 1:
+        raise ValueError(f"stepsize: expected a whole number of iterations >= 1, got {stepsize!r}")
     chosen = find_bounds(curves, base_rule, max_rule, thresholds)
     seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
     lines = [f"LR range test, {seeds}, LR {_short(curves[0].lr[0])} to {_short(curves[0].lr[-1])}"]

@@ -66,11 +66,12 @@ def lr_range_test(
     Returns:
         the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
     Raises:
-        ValueError: arguments of the ramp, `batches` that ends too soon, an accuracy that is no percentage, or a loss of
-            the model itself and not of the copy.
+        ValueError: arguments of the ramp, `batches` that ends too soon, an accuracy that is no percentage, a loss of
+            the model itself and not of the copy, or hooks on gradients or steps, which a copy does not have.
     """
     test, yours = RampTest.over(min_lr, max_lr, iterations, eval_every), {*map(id, model.parameters())}
     points, accuracies = set(test.points), dict[int, float]()
+    refuse_hooks(model.parameters(), optimizer)
     with preserved_rng(batches):
         model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
         stream = _repeated(batches, iterations)
@@ -88,7 +89,7 @@ def lr_range_test(
             loss = loss_fn(model(x), y)
             if not torch.isfinite(loss):
                 break
-            if t == 0 and not yours.isdisjoint(_leaves(loss)):
+            if t == 0 and not yours.isdisjoint(leaves(loss)):
                 raise ValueError(
                     "loss_fn: expected a loss of what it is given, got one of your model's own parameters, while the "
                     "test trains a copy; give functools.partial(fn, model), which is copied along, and no closure"
@@ -98,7 +99,7 @@ def lr_range_test(
     return test.curve(accuracies, seed)
 
 
-def _leaves(loss: Tensor) -> set[int]:
+def leaves(loss: Tensor) -> set[int]:
     """The ids of all tensors that `loss.backward()` would give a gradient."""
     found, seen, left = set[int](), set[Any](), [loss.grad_fn]
     while left:
@@ -155,9 +156,29 @@ class RampTest:
 
 def percent(accuracy: float, source: str) -> float:
     """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
-    if not 0 <= accuracy <= 100:
+    if not 0 <= accuracy <= 100.001:  # a perfect one may be rounded up
         raise ValueError(f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it")
-    return accuracy
+    return min(accuracy, 100.0)
+
+
+def refuse_hooks(parameters: Iterable[Tensor], optimizer: Optimizer) -> None:
+    """Refuse hooks, which a deep copy leaves behind: the test would train otherwise than you do.
+
+    Raises:
+        ValueError: a parameter has a gradient hook, or the optimizer's step has one.
+    """
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    on_steps = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    if any(getattr(parameter, name, None) for parameter in parameters for name in hooks):
+        what = "a parameter with a gradient hook (register_hook)"
+    elif any(getattr(optimizer, name, None) for name in on_steps):
+        what = "an optimizer with a step hook"
+    else:
+        return
+    raise ValueError(
+        f"model, optimizer: expected none with hooks, got {what}, which is lost when the test copies them; take it "
+        "away for the test, or do its work in the loss or the training step"
+    )
 
 
 @contextmanager

@@ -350,9 +350,41 @@ class Manual(Net):
         self.automatic_optimization = False
 
 
+class Bound(Net):
+    """Its loss is a function that a copy does not rebind."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.loss = lambda x, y: F.cross_entropy(self.net(x), y)
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return self.loss(*batch[:2])
+
+
+class WarmsUp(Net):
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.optimizers().param_groups[0]["lr"] = 0.01
+
+
+class Stops(Net):
+    def training_step(self, batch: Any, i: int) -> Tensor:
+        self.trainer.should_stop = len(self.losses) > 5
+        return super().training_step(batch, i)
+
+
+class Hooked(Net):
+    def configure_optimizers(self) -> Any:
+        next(self.parameters()).register_hook(lambda gradient: gradient.clamp(-1, 1))
+        return super().configure_optimizers()
+
+
 @pytest.mark.parametrize(
     ("net", "test", "options", "message"),
     [
+        (Bound, {}, {}, "expected a loss of the copy that the test trains.*make that function a method"),
+        (WarmsUp, {}, {}, "expected a module that leaves the LR to the test.*switch that off"),
+        (Stops, {}, {}, "expected 12 iterations, and it stopped the test after"),
+        (Hooked, {}, {}, r"expected none with hooks, got a parameter with a gradient hook \(register_hook\)"),
         (Manual, {}, {}, "expected automatic optimization of one optimizer"),
         (
             Net,
@@ -363,11 +395,73 @@ class Manual(Net):
         (Net, {"scale": 1000.0}, {}, "val_acc times scale=1000: expected an accuracy in percent"),
         (Net, {}, {"limit_val_batches": 0}, "expected validation that logs 'val_acc', got none"),
     ],
-    ids=["manual optimisation", "monitor", "scale", "no validation"],
+    ids=["a closure", "its own LR", "it stops", "hooks", "manual optimisation", "monitor", "scale", "no validation"],
 )
 def test_what_cannot_be_tested_is_refused_with_a_remedy(net, test, options, message):
     with pytest.raises(ValueError, match=message):
         fit(LRRangeTest(**TEST | test), net=net(), **options)
+
+
+def test_a_module_may_ask_for_the_fits_epochs_and_for_its_schedulers():
+    class Asks(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+            total = self.trainer.max_epochs * 7
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+        def training_step(self, batch: Any, i: int) -> Tensor:
+            assert self.lr_schedulers().get_last_lr() and self.trainer.lr_scheduler_configs
+            return super().training_step(batch, i)
+
+    test = LRRangeTest(**TEST)
+    fit(test, net=Asks())
+    assert test.curve is not None and test.curve.lr == (0.0, *(0.5 * t / 12 for t in (5, 10, 12)))
+
+
+def test_a_module_that_was_compiled_in_place_is_tested_as_it_is(monkeypatch):
+    def compiled(net: Net) -> Net:
+        monkeypatch.setattr(net, "_compiled_call_impl", net._call_impl, raising=False)  # as net.compile() does
+        return net
+
+    without, test = state(*fit()), LRRangeTest(**TEST)
+    plain = LRRangeTest(**TEST)
+    fit(plain)
+    assert state(*fit(test, net=compiled(Net()))) == without
+    assert test.curve == plain.curve
+
+
+def test_a_diverged_test_validates_no_more():
+    class Strict(Net):
+        def training_step(self, batch: Any, i: int) -> Tensor:
+            loss = super().training_step(batch, i)
+            return loss * (math.nan if self.optimizers().param_groups[0]["lr"] > 0.3 else 1.0)
+
+        def validation_step(self, batch: Any, i: int) -> None:
+            assert all(torch.isfinite(p).all() for p in self.parameters())
+            super().validation_step(batch, i)
+
+    test = LRRangeTest(**TEST)
+    fit(test, net=Strict())
+    assert test.curve is not None and math.isnan(test.curve.accuracy[-1])
+
+
+def test_data_that_can_be_gone_through_once_only_are_refused_and_not_waited_for():
+    class Once(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.samples = [Jittered(50, 0.0)[i] for i in range(50)]
+
+        def __iter__(self) -> Iterator[Any]:
+            while self.samples:
+                yield self.samples.pop()
+
+    class Streamed(Data):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(Once(), batch_size=5)
+
+    test = LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=30)
+    with pytest.raises(ValueError, match="train_dataloader: expected batches for 60 iterations, got none after 10"):
+        fit(test, data=Streamed())
 
 
 def test_a_distributed_fit_is_refused_with_a_remedy():

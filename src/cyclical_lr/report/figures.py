@@ -209,8 +209,9 @@ def thousands(value: float, _: object = None) -> str:
     return f"{value:,.0f}"
 
 
-def range_test(curves: Sequence[Curve], bounds: Bounds, title: str) -> Figure:
+def range_test(curves: Curve | Sequence[Curve], bounds: Bounds, title: str) -> Figure:
     """Test accuracy (%) against the LR, as in Figure 3: a line per seed, both bounds marked where there are any."""
+    curves = [curves] if isinstance(curves, Curve) else curves
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
         for curve in curves:

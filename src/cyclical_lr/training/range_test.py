@@ -3,8 +3,10 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,9 +14,10 @@ import torch
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor
 
 from cyclical_lr.range_test import Bounds, Curve, Thresholds, check_rules, find_bounds, report
-from cyclical_lr.range_test_loop import RampTest, percent, preserved_rng
+from cyclical_lr.range_test_loop import RampTest, leaves, percent, preserved_rng, refuse_hooks
 from cyclical_lr.schedules import RangeTest
 from cyclical_lr.solvers import set_lr
 
@@ -59,7 +62,8 @@ class LRRangeTest(pl.Callback):
     Raises:
         ValueError: at construction, arguments of the ramp; when fit starts, `monitor` is not logged, or no percentage,
             or this fit cannot be tested: several devices or optimizers, manual optimization, no validation, a module or
-            data that cannot be deep-copied.
+            data that cannot be deep-copied, is compiled, has hooks on gradients or steps, sets the LR itself, or stops
+            the test.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class LRRangeTest(pl.Callback):
     ) -> None:
         self.test = RampTest.over(min_lr, max_lr, iterations, eval_every)
         check_rules(base_rule, max_rule)
-        if stepsize is not None and (isinstance(stepsize, bool) or not isinstance(stepsize, int) or stepsize < 1):
+        if stepsize is not None and (isinstance(stepsize, bool) or not isinstance(stepsize, Integral) or stepsize < 1):
             raise ValueError(f"stepsize: expected a whole number of iterations >= 1 or None, got {stepsize!r}")
         if not isinstance(thresholds, Thresholds | None):
             raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
@@ -110,6 +114,11 @@ class LRRangeTest(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Curve, int]:
         """The curve, and the iterations of four epochs, or of the test where an epoch has no end."""
+        if not isinstance(trainer, pl.Trainer):
+            raise ValueError(
+                f"trainer: expected one of pytorch_lightning, got {type(trainer).__module__}.{type(trainer).__name__}; "
+                "import pytorch_lightning as pl, whose classes are others than lightning's"
+            )
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise ValueError(
                 f"trainer.strategy: expected one device, got {type(trainer.strategy).__name__}; run the range test by "
@@ -126,12 +135,24 @@ class LRRangeTest(pl.Callback):
                 f"{type(pl_module).__name__}: expected validation that logs {self.monitor!r}, got none; give fit "
                 "validation data, and the module a validation_step"
             )
+        if getattr(pl_module, "_compiler_ctx", None) is not None:
+            raise ValueError(
+                f"{type(pl_module).__name__}: expected a module that is not compiled, which could not be copied; give "
+                "fit the module itself, and compile it in configure_model or for the fit after the test"
+            )
+        refuse_hooks(pl_module.parameters(), trainer.optimizers[0])
         iterations = self.test.ramp.stepsize
-        recorder = _Recorder(self.test.ramp, self.monitor, self.scale)
+        yours = {*map(id, pl_module.parameters())}
+        recorder = _Recorder(self.test.ramp, self.monitor, self.scale, yours, trainer.max_epochs)
         second = _second_trainer(trainer, recorder, iterations, self.test.eval_every)
         module, datamodule, train, val = _copies(trainer, pl_module, second, self.datamodule)
         second.validate(module, val, verbose=False, datamodule=datamodule)
         second.fit(module, train, val, datamodule=datamodule)
+        if not recorder.diverged and second.global_step < iterations:
+            raise ValueError(
+                f"{type(pl_module).__name__}: expected {iterations} iterations, and it stopped the test after "
+                f"{second.global_step} (should_stop, or a loader that has no more); let it train on, or test fewer"
+            )
         if not recorder.diverged and iterations not in recorder.accuracies:
             second.validate(module, val, verbose=False, datamodule=datamodule)
         epoch = second.num_training_batches / trainer.accumulate_grad_batches
@@ -152,23 +173,62 @@ def _quiet() -> Iterator[None]:
 
 
 class _Recorder(pl.Callback):
-    """Sets the ramp's LR before every batch, and notes the accuracy after every validation."""
+    """Sets the ramp's LR before every batch, and notes the accuracy after every validation.
 
-    def __init__(self, ramp: RangeTest, monitor: str, scale: float) -> None:
-        self.ramp, self.monitor, self.scale = ramp, monitor, scale
+    Args:
+        yours: the ids of the parameters that the test must not touch.
+        max_epochs: the fit's, which a module may ask for when it makes its optimizer.
+    """
+
+    def __init__(
+        self, ramp: RangeTest, monitor: str, scale: float, yours: Set[int] = frozenset(), max_epochs: int | None = None
+    ) -> None:
+        self.ramp, self.monitor, self.scale, self.yours = ramp, monitor, scale, yours
+        self.max_epochs = max_epochs or -1
         self.accuracies: dict[int, float] = {}
         self.diverged = False
+        self._lrs: list[float] = []
+        self._steps = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            trainer.fit_loop.max_epochs = self.max_epochs
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.lr_scheduler_configs = []
+        trainer.fit_loop.max_epochs = -1  # `max_steps` ends the test
+        for config in trainer.strategy.lr_scheduler_configs:
+            config.frequency = sys.maxsize  # a module may read them; none steps
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         set_lr(trainer.optimizers[0], self.ramp(trainer.global_step))
+        self._lrs = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        if trainer.global_step == 0 and not self.yours.isdisjoint(leaves(loss)):
+            raise ValueError(
+                f"{type(pl_module).__name__}: expected a loss of the copy that the test trains, got one of the "
+                "original's parameters, to which a function in it is bound; make that function a method, or use "
+                "cyclical_lr.range_test_loop.lr_range_test"
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == self._steps and not self.diverged:
+            raise ValueError(
+                f"train_dataloader: expected batches for {self.ramp.stepsize} iterations, got none after "
+                f"{trainer.global_step}; give data that can be gone through again"
+            )
+        self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        if self._lrs != [float(group["lr"]) for group in trainer.optimizers[0].param_groups]:
+            raise ValueError(
+                f"{type(pl_module).__name__}: expected a module that leaves the LR to the test, got one that sets it "
+                "(in optimizer_step or a hook?); switch that off for the test"
+            )
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs  # a step that is skipped has none
         if loss is not None and not torch.isfinite(loss).all():
             self.diverged = trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.diverged:
@@ -236,6 +296,8 @@ def _copies(
         ) from error
     # They are set up: once more would draw other weights or another split, and callbacks are for the user's fit.
     module, data, train, val = copied
+    for part in module.modules():
+        part._compiled_call_impl = None  # by `module.compile()`, and bound to the original
     for owner in (module, data):
         for hook in ("prepare_data", "setup", "teardown", "configure_callbacks"):
             if owner is not None:
