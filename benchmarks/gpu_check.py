@@ -212,8 +212,6 @@ def imagenet_hours(
     """
     plan = plain(compose_config(CONF, [f"+experiment={experiment}", "data.root=null"]))
     batch = batch_size or plan["data"]["batch_size"]
-    network = build(plan["model"]).to(device).train()
-    solver = build(plan["solver"], network)
     side = {"alexnet": 227, "googlenet": 224}[experiment.split("_")[1]]
     x = torch.randn(batch, 3, side, side, device=device)
     y = torch.randint(plan["data"]["num_classes"], (batch,), device=device)
@@ -221,7 +219,8 @@ def imagenet_hours(
     exact_arithmetic()
     for precision, lightnings in (("float32", "32-true"), ("bf16", "bf16-mixed")):
         form = layout(device, lightnings)
-        network.to(memory_format=form)
+        network = build(plan["model"]).to(device).to(memory_format=form).train()
+        solver = build(plan["solver"], network)
         x = x.contiguous(memory_format=form)
         for iteration in range(-PlainModule.WARM_UP, iterations):
             if iteration == 0:

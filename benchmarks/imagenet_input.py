@@ -6,14 +6,17 @@
 One core. All run in one process, in alternation, on the same images: the loader's own function, from files on disk (in
 the system's cache) to a batch; torchvision.io.decode_jpeg alone, on the same files already in memory; and what is left
 for the training device, mirroring and subtracting the mean, which in training overlaps with the workers.
-Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; "new batch" is without that,
-as in a loader: the difference is the price of fresh memory on the machine at hand.
+Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; "new batch" is without that:
+the difference is the price of fresh memory on the machine at hand. "a worker" is a DataLoader's process of its own,
+with all that it does for its batches, by the CPU seconds that the system counted for it.
 """
 
+import gc
 import json
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 from torchvision.io import decode_jpeg, read_file
 
-from cyclical_lr.data.imagenet import ImageNetData, Reader
+from cyclical_lr.data.imagenet import ImageNetData, Order, Reader
 from cyclical_lr.training import provenance
 
 BATCH, CHUNKS = 256, 21  # the first chunk warms up
@@ -31,6 +34,21 @@ BATCH, CHUNKS = 256, 21  # the first chunk warms up
 def decode_alone(files: Iterable[Tensor]) -> None:
     for file in files:
         decode_jpeg(file)
+
+
+def worker_seconds(data: ImageNetData, orders: Sequence[Order]) -> float:
+    """CPU seconds of one DataLoader's worker for these batches, without what it takes to start and end one."""
+
+    def child(few: Sequence[Order]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        data.workers = 1
+        for _ in data._loader("train", few, BATCH):
+            pass
+        gc.collect()  # the loader, whose worker then ends and is counted
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return (child(orders) - child(orders[:1])) * len(orders) / (len(orders) - 1)
 
 
 def main(root: str) -> None:
@@ -56,6 +74,7 @@ def main(root: str) -> None:
         parts = {key: torch.from_numpy(values) for key, values in order.items() if key != "samples"}
         cropping.append(seconds(partial(data.train, batch, torch.zeros(BATCH), **parts)))
 
+    worked = worker_seconds(data, orders)
     print(f"{provenance.device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}")
     print(f"{CHUNKS - 1} chunks of {BATCH} images each way, alternating; CPU seconds")
     arms = {"decode_jpeg alone": decoding, "read, decode, crop": reused, "new batch": fresh, "mirror, mean": cropping}
@@ -65,6 +84,8 @@ def main(root: str) -> None:
             f"{name:<18} {BATCH / median(times[1:]):7.0f} images/s (median), "
             f"ratio {median(ratios):.3f} (median), {ratios[0]:.3f} to {ratios[-1]:.3f}"
         )
+    images, alone = BATCH * len(orders), sum(decoding)
+    print(f"{'a worker':<18} {images / worked:7.0f} images/s (mean), ratio {alone / worked:.3f} of all chunks")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from cyclical_lr.records import build, learning_rates, write_atomic
 from cyclical_lr.report.statistics import median, median_interval
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import exact_arithmetic, reference_step
+from cyclical_lr.training.engine import exact_arithmetic, layout, reference_step
 from cyclical_lr.training.module import Member
 from cyclical_lr.training.run import new_member
 
@@ -106,7 +106,8 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
                 data.train.to(device)
             config = describe(plan, seed=0)
             member = new_member(plan, config, card)
-            member.network.to(device)
+            form = layout(device, "32-true")
+            member.network.to(device, memory_format=form)  # type: ignore[call-overload]
             lrs = learning_rates(config).tolist()
             arms[method, policy] = partial(iterate, member, data, lrs, device)
     return arms, device
@@ -114,6 +115,7 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
 
 def iterate(member: Member, data: CifarData, lrs: Sequence[float], device: torch.device, t: int) -> None:
     x, y = data.train(data.indices(0, t, 1)[0].to(device))
+    x = x.contiguous(memory_format=layout(device, "32-true"))
     reference_step(member.network, member.solver, x, y, lrs[t % (len(lrs) - 1)])
 
 

@@ -71,13 +71,21 @@ template <class T> inline void narrowed(const typename Wide<T>::Values& values, 
 }
 // A bf16 is the upper half of a float, on little-endian machines the second.
 template <> inline Wide<bf16>::Values widened(const bf16* from) {
+#if defined(__clang__) || __GNUC__ >= 12
     const Halves upper = load<Halves>(from), lower{};
     return (Wide<bf16>::Values)__builtin_shufflevector(lower, upper, INTERLEAVE);
+#else
+    return (Wide<bf16>::Values)(__builtin_convertvector(load<Halves>(from), Words) << 16);
+#endif
 }
 template <> inline void narrowed(const Wide<bf16>::Values& values, bf16* to) {
     const Words x = (Words)values, rounded = x + 0x7fff + ((x >> 16) & 1);
-    const auto pairs = (Pairs)(values != values ? Words{} + 0x7fc00000 : rounded);
-    const Halves upper = __builtin_shufflevector(pairs, pairs, UPPER);
+    const auto whole = values != values ? Words{} + 0x7fc00000 : rounded;
+#if defined(__clang__) || __GNUC__ >= 12
+    const Halves upper = __builtin_shufflevector((Pairs)whole, (Pairs)whole, UPPER);
+#else
+    const Halves upper = __builtin_convertvector((Words)whole >> 16, Halves);
+#endif
     std::memcpy((void*)to, &upper, sizeof(upper));
 }
 

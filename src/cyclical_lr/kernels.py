@@ -26,7 +26,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILER = tuple(shlex.split(os.environ.get("CXX") or "c++"))
+try:
+    COMPILER = tuple(shlex.split(os.environ.get("CXX") or "c++"))
+except ValueError:  # an unclosed quote, of which no compiler has the name
+    COMPILER = (os.environ["CXX"],)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "CYCLICAL_LR_KERNELS"
 LANES = 16
@@ -172,7 +175,8 @@ def _library() -> Any:
     try:
         return ctypes.CDLL(str(_build()))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).splitlines()[0]
+        lines = (getattr(error, "stderr", None) or str(error)).splitlines() or [type(error).__name__]
+        said = next((line for line in lines if "error" in line), lines[0])
         log.info("PyTorch's own layers are used, which take longer: compiling the study's failed (%s)", said)
         return None
 

@@ -233,6 +233,7 @@ def test_auto_takes_the_fast_engine_where_a_check_with_this_torch_says_that_it_i
         check_file(cpu).write_text(json.dumps(found))
     (network,), solvers = make_runs("cifar10_full", "sgd", "cpu", seeds=(0,))
     assert choose_engine("auto", solvers, images("cpu"), cpu) == chosen
+    assert choose_engine("auto", solvers, images("cpu"), cpu, foreign=True) == "reference"
     foreign = [torch.optim.Adam(network.parameters())]
     assert choose_engine("auto", foreign, images("cpu"), cpu) == "reference"
     with pytest.raises(ConfigError, match="engine=fast: Adam does not take its LR as a tensor"):

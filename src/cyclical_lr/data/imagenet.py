@@ -22,7 +22,7 @@ import pytorch_lightning as pl
 import simplejpeg  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.io import decode_jpeg
 
 from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
@@ -309,6 +309,8 @@ class Reader(Dataset[dict[str, Any]]):
         out["labels"] = self.images.labels[samples]
         if self.decode:
             out["images"] = torch.empty((*samples.shape, self.crop, self.crop, 3), dtype=torch.uint8)
+            if get_worker_info() is not None:
+                out["images"].share_memory_()  # where the loader would copy them, once they are there
             self.read(order, out["images"].view(-1, self.crop, self.crop, 3).numpy())
         else:
             files = [self._whole_file(self.images.path(sample)) for sample in samples.flat]

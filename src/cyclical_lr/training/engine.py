@@ -177,10 +177,12 @@ class FastEngine:
     def _capture(self, run: int) -> torch.cuda.CUDAGraph:
         graph, drawn = torch.cuda.CUDAGraph(), torch.get_rng_state()
         # cuBLAS's workspace is to lie in the graph's memory: Lightning frees the others when a trainer starts or ends.
-        torch._C._cuda_clearCublasWorkspaces()
+        # Of all that is called here torch does not document this alone.
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+        clear()
         with torch.cuda.graph(graph, stream=self.streams[run]):
             self._step(run)
-        torch._C._cuda_clearCublasWorkspaces()
+        clear()
         if not torch.equal(drawn, torch.get_rng_state()):
             raise ConfigError(
                 "engine=fast: the run draws random numbers on the host, of which a graph would repeat the first ones "
@@ -210,11 +212,14 @@ def unsuited(solvers: Sequence[Optimizer], train_set: nn.Module) -> str:
     return ""
 
 
-def choose_engine(wanted: str, solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device) -> str:
+def choose_engine(
+    wanted: str, solvers: Sequence[Optimizer], train_set: nn.Module, device: torch.device, foreign: bool = False
+) -> str:
     """The engine for these runs, "fast" or "reference".
 
     "auto" takes the fast one on devices for which `check_file` is there, of this version of torch, and says that it
-    equals the reference; on a GPU for which there is none it says why not.
+    equals the reference; on a GPU for which there is none it says why not. Nor does it take it for runs of a `foreign`
+    class, which nobody has checked: what a step does in Python happens once in a captured graph.
 
     Raises:
         ConfigError: "fast" is wanted for runs that it cannot train.
@@ -224,7 +229,7 @@ def choose_engine(wanted: str, solvers: Sequence[Optimizer], train_set: nn.Modul
         raise ConfigError(f"engine=fast: {reason}; use engine=auto or engine=reference")
     if wanted != "auto":
         return wanted
-    reason = reason or _unproven(device)
+    reason = reason or ("a class of theirs is not this package's" if foreign else _unproven(device))
     if reason and device.type == "cuda":
         log.info("engine=auto: the reference, as %s", reason)
     return "reference" if reason else "fast"

@@ -258,7 +258,8 @@ def _train_together(
         default_root_dir=folders[members[0].run_id],
     )
     device = trainer.strategy.root_device
-    engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device)
+    foreign = records.is_foreign({key: plan[key] for key in ("model", "data", "solver")})  # schedules are an array here
+    engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device, foreign)
     device_name = provenance.device_name(device)
     kernels.begin_run()
     for member, config in zip(members, configs, strict=True):
