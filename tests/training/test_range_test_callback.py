@@ -398,8 +398,9 @@ class Hooked(Net):
     ids=["a closure", "its own LR", "it stops", "hooks", "manual optimisation", "monitor", "scale", "no validation"],
 )
 def test_what_cannot_be_tested_is_refused_with_a_remedy(net, test, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         fit(LRRangeTest(**TEST | test), net=net(), **options)
+    assert "in the fit of LRRangeTest" in refusal.value.__notes__[0]
 
 
 def test_a_module_may_ask_for_the_fits_epochs_and_for_its_schedulers():

@@ -64,7 +64,7 @@ PRECISION = ("precision_tri2", "precision_fixed_25k")
 
 def lead(report: Report) -> str:
     """How far the study is, in one sentence of Markdown."""
-    counts = claims_by_verdict(report)
+    counts = markup.claims_by_verdict(report.verdicts)
     runs, claims = len(report.results.records), sum(counts.values())
     again = {row["staged"] for rows in report.paper.tables.values() for row in rows if "staged" in row}
     readings = sum(
@@ -76,11 +76,6 @@ def lead(report: Report) -> str:
         f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims} claims ({readings} restate Table 3's for "
         f"staged schedules, which the paper leaves open): {markup.tally(counts)}."
     )
-
-
-def claims_by_verdict(report: Report) -> dict[str, int]:
-    """How many of the paper's own claims have each verdict, in the order of `VERDICTS`."""
-    return markup.claims_by_verdict(report.verdicts)
 
 
 def rules(report: Report) -> str:

@@ -130,7 +130,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    markdown, counts = Markdown(root), headline.claims_by_verdict(report)
+    markdown, counts = Markdown(root), markup.claims_by_verdict(report.verdicts)
     figure1, inconsistencies = (_read(conf / "paper" / f"{name}.yaml") for name in ("figure1", "inconsistencies"))
     return environment.get_template("page.html").render(
         root=root,

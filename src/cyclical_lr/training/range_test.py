@@ -100,8 +100,12 @@ class LRRangeTest(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run or trainer.ckpt_path is not None:  # type: ignore[attr-defined]
             return
-        with preserved_rng(), _quiet():
-            self.curve, four_epochs = self._measure(trainer, pl_module)
+        try:
+            with preserved_rng(), _quiet():
+                self.curve, four_epochs = self._measure(trainer, pl_module)
+        except Exception as error:
+            error.add_note("This happened in the fit of LRRangeTest, which has no logger or checkpoints of its own.")
+            raise
         stepsize = self.stepsize or four_epochs
         print(report([self.curve], stepsize, self.base_rule, self.max_rule, self.thresholds))
 
