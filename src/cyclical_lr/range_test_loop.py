@@ -52,7 +52,8 @@ def lr_range_test(
     Args:
         model: trained in training mode, from its present weights.
         optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied, which
-            attributes of its own beside state and groups are not. Every group gets the ramp's LR times its `lr_mult` (1 where there is none).
+            attributes of its own beside state and groups are not. Every group gets the ramp's LR times its `lr_mult`
+            (1 where there is none).
         loss_fn: loss_fn(model(x), y), a scalar. One that looks at the model too has to hold it where a deep copy finds
             it: functools.partial(fn, model) or an object, not a closure.
         batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
