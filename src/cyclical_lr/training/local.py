@@ -1,4 +1,4 @@
-"""A study's jobs on this machine, one after another or some at a time, and how far all of them are."""
+"""A study's jobs on this machine, one after another or several at a time, and their progress."""
 
 import io
 import logging
