@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
             continue
         title = f"{record.label} seed {record.seed}"
         try:
-            if is_held(runs / record.run_id / "lock"):  # a run that failed may be on its second try
+            if is_held(runs / record.run_id):  # a run that failed may be on its second try
                 print(f"skipped: {title} is being worked on by another process")
                 continue
         except OSError as error:
