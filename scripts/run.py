@@ -68,6 +68,8 @@ def main(cfg: DictConfig) -> None:
     for outcome in outcomes:
         if outcome.record is not None and (outcome.fresh or alone):
             print(summary(outcome.record, CONF, results, outcome.fresh))
+    if alone and any(outcome.record and not outcome.fresh for outcome in outcomes):
+        print("to train again what is done, give it folders of its own: results_dir=FOLDER runs_dir=FOLDER")
     range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
     if range_test and outcomes:  # of several ranks, the first has them
         finished = [outcome.record for outcome in outcomes if outcome.record]

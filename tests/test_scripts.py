@@ -65,7 +65,7 @@ def test_the_script_trains_prints_the_result_and_the_paths_and_repeats_nothing(t
     before = written.read_bytes()
     code, output = Forked(tmp_path / "again.txt", run_script, overrides).ends()
     assert code == 0 and "already done" in output
-    assert f"{record.test_accuracy:.2f} % at 4 iterations" in output and "to train it again" in output
+    assert f"{record.test_accuracy:.2f} % at 4 iterations" in output and "to train again what is done" in output
     assert written.read_bytes() == before
 
 

@@ -44,8 +44,6 @@ def summary(record: Record, conf: Path, results: Path, fresh: bool = True) -> st
             lines.append(f"  paper  {number['accuracy']} % at {iteration:,} ({number['where']}); {beside}")
     lines.append(f"  {'wrote' if fresh else 'in   '}  {records.record_path(results, record.run_id)}")
     lines.append(f"         {records.curve_path(results, record.run_id)}")
-    if not fresh:
-        lines.append("  to train it again, give it folders of its own: results_dir=FOLDER runs_dir=FOLDER")
     return "\n".join(lines)
 
 
