@@ -184,9 +184,7 @@ class _Recorder(pl.Callback):
         max_epochs: the fit's, which a module may ask for when it makes its optimizer.
     """
 
-    def __init__(
-        self, ramp: RangeTest, monitor: str, scale: float, yours: Set[int] = frozenset(), max_epochs: int | None = None
-    ) -> None:
+    def __init__(self, ramp: RangeTest, monitor: str, scale: float, yours: Set[int], max_epochs: int | None) -> None:
         self.ramp, self.monitor, self.scale, self.yours = ramp, monitor, scale, yours
         self.max_epochs = max_epochs or -1
         self.accuracies: dict[int, float] = {}
