@@ -180,6 +180,19 @@ def test_a_curve_that_is_half_written_foreign_or_at_odds_with_its_record_is_name
     check(curve, reason)
 
 
+def test_a_curve_of_caffe_itself_is_read_and_a_bad_one_named(tmp_path):
+    (tmp_path / "caffe").mkdir()
+    header = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds"
+    (tmp_path / "caffe" / "good.csv").write_text(f"{header}\n0,0.001,,2.3,10.0,\n1000,0.003,,1.4,50.5,\n")
+    (tmp_path / "caffe" / "back.csv").write_text(f"{header}\n1000,0.001,,2.3,10.0,\n0,0.003,,1.4,50.5,\n")
+    (tmp_path / "caffe" / "foreign.csv").write_text("a,b\n1,2\n")
+    results = collect(tmp_path)
+    assert {name: [row.test_accuracy for row in curve] for name, curve in results.caffe.items()} == {
+        "good": [10.0, 50.5]
+    }
+    assert [problem.split(" is not")[0].split("/")[-1] for problem in results.problems] == ["back.csv", "foreign.csv"]
+
+
 @pytest.mark.parametrize(
     ("folder", "name"), [("runs", ".abc.json.17.tmp"), ("runs", "notes.txt"), ("curves", ".abc.csv.17.tmp")]
 )

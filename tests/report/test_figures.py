@@ -1,5 +1,6 @@
 """The paper's figures: what is on them, from many runs, from two, from none; and the files that they are saved to."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cyclical_lr.records import CurveRow, write_curve
 from cyclical_lr.report import arms, collect, figures, paper_figures
 from cyclical_lr.report.collect import Results
 
@@ -70,6 +72,17 @@ def test_a_figure_says_which_of_its_arms_were_not_run(add_run, tmp_path):
     assert texts(figure).count("(n = 1)") == 2
     assert "fixed, drops at 60k and 65k (not run)" in texts(figure)
     assert texts(figure).count("not run") == 2
+
+
+def test_figure_1_has_the_run_of_caffe_itself_where_there_is_one(add_run, tmp_path):
+    add_run("cifar10_tri2", 0, {0: 10.0, 25_000: 80.5})
+    assert "Caffe itself" not in texts(paper_figures.draw(1, collect.collect(tmp_path), CONF))
+    (tmp_path / "caffe").mkdir()
+    rows = [CurveRow(t, 0.001, math.nan, 1.0, accuracy, math.nan) for t, accuracy in ((0, 10.0), (25_000, 81.0))]
+    write_curve(tmp_path / "caffe" / "cifar10_tri2.csv", rows)
+    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    assert texts(figure).count("Caffe itself (one run)") == 1
+    assert [81.0 in line.get_ydata() for line in figure.axes[0].lines].count(True) == 1
 
 
 @pytest.mark.parametrize("number", paper_figures.FIGURES)

@@ -46,12 +46,14 @@ class Results:
         curves: by run id, a row per evaluation.
         problems: a sentence for every file that was left out; empty where all is well.
         benchmarks: what benchmarks/solvers.py measured, in the order of their files' names.
+        caffe: by experiment, the curve of a run of Caffe itself under its LRs.
     """
 
     records: Mapping[str, Record]
     curves: Mapping[str, list[CurveRow]]
     problems: tuple[str, ...]
     benchmarks: tuple[Mapping[str, Any], ...] = ()
+    caffe: Mapping[str, list[CurveRow]] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -175,7 +177,13 @@ def collect(results_dir: Path) -> Results:
             benchmarks.append(_checked_benchmark(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    return Results({record.run_id: record for record in ordered}, curves, tuple(problems), tuple(benchmarks))
+    caffe = {}
+    for path in _files(results_dir / "caffe"):
+        try:
+            caffe[path.stem] = _rising(path, records.read_curve(path))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return Results({record.run_id: record for record in ordered}, curves, tuple(problems), tuple(benchmarks), caffe)
 
 
 def write_runs(results_dir: Path, results: Results) -> Path:
@@ -236,10 +244,8 @@ def _check_config(path: Path, record: Record) -> None:
 
 
 def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
-    curve = records.read_curve(path)
+    curve = _rising(path, records.read_curve(path))
     accuracies = [row.test_accuracy for row in curve]
-    if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
-        raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
     if any(before.lr >= after.lr for before, after in pairwise(_ramp(record, curve))):
         raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
     measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]
@@ -253,6 +259,12 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
         )
     if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
         raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
+    return curve
+
+
+def _rising(path: Path, curve: list[CurveRow]) -> list[CurveRow]:
+    if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
+        raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
     return curve
 
 

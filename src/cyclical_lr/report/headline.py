@@ -116,7 +116,8 @@ def short(report: Report) -> str:
 def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each."""
     paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
-    sentences = [_number(paper, by_id[TRI2], "CLR"), _number(paper, by_id[FIXED], "The fixed policy")]
+    sentences = [_number(paper, by_id[TRI2], "CLR"), *_caffe(report.results, by_id[TRI2])]
+    sentences.append(_number(paper, by_id[FIXED], "The fixed policy"))
     if _all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
         equal = f"{_equal(paper)}: {_decided(by_id[EQUAL])}"
@@ -140,6 +141,22 @@ def _number(paper: Paper, verdict: Verdict, policy: str, verb: str = "ends at") 
     if verdict.finding.prediction is not None:
         said += f"; a new run of ours is expected within {wording.interval(verdict.finding.prediction)}"
     return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
+
+
+def _caffe(results: Results, verdict: Verdict) -> list[str]:
+    """Where a run of Caffe itself is at the iteration of a claim's number, and whether the port's seeds expect that."""
+    (cell,) = verdict.cells
+    accuracies = {row.iteration: row.test_accuracy for row in results.caffe.get(cell.label, [])}
+    if cell.iteration not in accuracies:
+        return []
+    accuracy, expected = accuracies[cell.iteration], ""
+    if verdict.finding.prediction is not None:
+        low, high = verdict.finding.prediction
+        expected = f", {'within' if low <= accuracy <= high else 'outside'} what is expected of a new run of the port"
+    return [
+        f"Caffe itself, under the LRs of `{cell.label}`, ends at **{wording.number(accuracy)} %** (one run){expected}. "
+        "A few iterations of Caffe's nets and solvers in double precision are met to one part in 10^8."
+    ]
 
 
 def _mean(paper: Paper, cell: Cell) -> str:
@@ -413,6 +430,9 @@ def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongThe
         at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
         labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
         ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
+        if curve["experiment"] in results.caffe:
+            accuracies = {row.iteration: row.test_accuracy for row in results.caffe[curve["experiment"]]}
+            ours[wording.CAFFE] = tuple(accuracies.get(iteration, math.nan) for iteration in at)
         out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
     return out
 

@@ -10,6 +10,8 @@ from cyclical_lr.report.collect import Cell
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.verdicts import NOT_RUN
 
+CAFFE = "Caffe itself (one run)"
+
 
 def number(value: float) -> str:
     """Two decimals; empty for nan."""
