@@ -2,8 +2,12 @@
 //
 //     train SOLVER.prototxt LRS CURVE.csv
 //
-// SOLVER: lr_policy "fixed", test_iter batches are the whole test set, evaluated every test_interval iterations and at the
-// end. LRS: a line per iteration. Built as record.cpp is.
+// LRS: a line per iteration, `records.learning_rates(config)[:-1]` of a run's config. SOLVER, for the one that is there:
+//
+//     net: "examples/cifar10/cifar10_full_train_test.prototxt" momentum: 0.9 weight_decay: 0.004 lr_policy: "fixed"
+//     base_lr: 0.001 test_iter: 100 test_interval: 1000 random_seed: 1 solver_mode: CPU
+//
+// Built as record.cpp is, and run in Caffe's folder.
 
 #include <cstdio>
 #include <fstream>
