@@ -6,7 +6,11 @@
       -L.build_release/lib -Wl,-rpath,.build_release/lib -lcaffe -lglog -lboost_system
     python REPLICATION/tests/caffe/record.py . ./record
 
-On CIFAR-10 nets and data are Caffe's own files, unchanged. ImageNet's nets have one batch of noise for data, and no
+The paths are those of Caffe's Makefile; recorded.npz is from the same sources, compiled by hand on Debian 12. Protobuf
+from 3.21 on wants `SetTotalBytesLimit` in util/io.cpp with its first argument alone. There the mean image came from
+NumPy, since Caffe's tool for it needs OpenCV.
+
+On CIFAR-10 nets and images are as Caffe's own files have them. ImageNet's nets have one batch of noise for data, and no
 dropout. Weights start larger than Caffe's fillers make them, so that a few iterations exercise all of the arithmetic.
 Precision is double, so that rounding decides nothing: in single precision one unit of 400,000 on the other side of a
 ReLU changes a gradient by a thousandth.

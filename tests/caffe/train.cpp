@@ -31,7 +31,9 @@ int main(int, char** given) {
     std::ifstream file(given[2]);
     std::vector<double> lrs;
     for (double lr; file >> lr;) lrs.push_back(lr);
+    CHECK(!lrs.empty()) << given[2] << ": expected a line per iteration";
     std::ofstream curve(given[3]);
+    CHECK(curve) << given[3] << ": cannot be written";
     curve << "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds\n";
     for (size_t t = 0; t <= lrs.size(); ++t) {
         const double lr = lrs[t < lrs.size() ? t : t - 1];

@@ -186,11 +186,12 @@ def test_a_curve_of_caffe_itself_is_read_and_a_bad_one_named(tmp_path):
     (tmp_path / "caffe" / "good.csv").write_text(f"{header}\n0,0.001,,2.3,10.0,\n1000,0.003,,1.4,50.5,\n")
     (tmp_path / "caffe" / "back.csv").write_text(f"{header}\n1000,0.001,,2.3,10.0,\n0,0.003,,1.4,50.5,\n")
     (tmp_path / "caffe" / "foreign.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "caffe" / "per_cent.csv").write_text(f"{header}\n0,0.001,,2.3,1000.0,\n")
     results = collect(tmp_path)
-    assert {name: [row.test_accuracy for row in curve] for name, curve in results.caffe.items()} == {
-        "good": [10.0, 50.5]
-    }
-    assert [problem.split(" is not")[0].split("/")[-1] for problem in results.problems] == ["back.csv", "foreign.csv"]
+    assert results.caffe == {"good": {0: 10.0, 1000: 50.5}}
+    assert [problem.split(" is not")[0].split("/")[-1] for problem in results.problems] == [
+        *("back.csv", "foreign.csv", "per_cent.csv")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,7 @@ def test_a_run_of_caffe_itself_stands_beside_the_ports(accuracy, where, paper, t
     by_caffe(tmp_path, {0: 10.0, 25_000: accuracy})
     assert found(paper, collect(tmp_path))[1] == (
         f"Caffe itself, under the LRs of `cifar10_tri2`, ends at **{accuracy:.2f} %** (one run), {where} what is "
-        "expected of a new run of the port. A few iterations of Caffe's nets and solvers in double precision are met "
-        "to one part in 10^8."
+        "expected of a new run of the port."
     )
 
 

@@ -46,14 +46,14 @@ class Results:
         curves: by run id, a row per evaluation.
         problems: a sentence for every file that was left out; empty where all is well.
         benchmarks: what benchmarks/solvers.py measured, in the order of their files' names.
-        caffe: by experiment, the curve of a run of Caffe itself under its LRs.
+        caffe: by experiment, the test accuracies (%) of a run of Caffe itself under its LRs, by iteration.
     """
 
     records: Mapping[str, Record]
     curves: Mapping[str, list[CurveRow]]
     problems: tuple[str, ...]
     benchmarks: tuple[Mapping[str, Any], ...] = ()
-    caffe: Mapping[str, list[CurveRow]] = field(default_factory=dict)
+    caffe: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def collect(results_dir: Path) -> Results:
     caffe = {}
     for path in _files(results_dir / "caffe"):
         try:
-            caffe[path.stem] = _rising(path, records.read_curve(path))
+            caffe[path.stem] = {row.iteration: row.test_accuracy for row in _rows(path)}
         except (ValueError, OSError) as error:
             problems.append(str(error))
     return Results({record.run_id: record for record in ordered}, curves, tuple(problems), tuple(benchmarks), caffe)
@@ -244,13 +244,10 @@ def _check_config(path: Path, record: Record) -> None:
 
 
 def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
-    curve = _rising(path, records.read_curve(path))
+    curve = _rows(path)
     accuracies = [row.test_accuracy for row in curve]
     if any(before.lr >= after.lr for before, after in pairwise(_ramp(record, curve))):
         raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
-    measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]
-    if not all(0 <= accuracy <= 100 for accuracy in accuracies + measured):
-        raise ValueError(f"{path} is not a run's curve: it has an accuracy outside 0 to 100 %")
     ends = (accuracies[-1] if curve else None, max(accuracies, default=None))
     if ends != (record.test_accuracy, record.best_test_accuracy):
         raise ValueError(
@@ -262,9 +259,13 @@ def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     return curve
 
 
-def _rising(path: Path, curve: list[CurveRow]) -> list[CurveRow]:
+def _rows(path: Path) -> list[CurveRow]:
+    curve = records.read_curve(path)
     if any(before.iteration >= after.iteration for before, after in pairwise(curve)):
         raise ValueError(f"{path} is not a run's curve: its iterations do not rise")
+    measured = [row.test_accuracy_top5 for row in curve if not math.isnan(row.test_accuracy_top5)]
+    if not all(0 <= accuracy <= 100 for accuracy in [row.test_accuracy for row in curve] + measured):
+        raise ValueError(f"{path} is not a run's curve: it has an accuracy outside 0 to 100 %")
     return curve
 
 

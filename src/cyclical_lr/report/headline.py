@@ -146,17 +146,15 @@ def _number(paper: Paper, verdict: Verdict, policy: str, verb: str = "ends at") 
 def _caffe(results: Results, verdict: Verdict) -> list[str]:
     """Where a run of Caffe itself is at the iteration of a claim's number, and whether the port's seeds expect that."""
     (cell,) = verdict.cells
-    accuracies = {row.iteration: row.test_accuracy for row in results.caffe.get(cell.label, [])}
+    accuracies = results.caffe.get(cell.label, {})
     if cell.iteration not in accuracies:
         return []
     accuracy, expected = accuracies[cell.iteration], ""
     if verdict.finding.prediction is not None:
         low, high = verdict.finding.prediction
         expected = f", {'within' if low <= accuracy <= high else 'outside'} what is expected of a new run of the port"
-    return [
-        f"Caffe itself, under the LRs of `{cell.label}`, ends at **{wording.number(accuracy)} %** (one run){expected}. "
-        "A few iterations of Caffe's nets and solvers in double precision are met to one part in 10^8."
-    ]
+    where = f"ends at **{wording.number(accuracy)} %** (one run)"
+    return [f"Caffe itself, under the LRs of `{cell.label}`, {where}{expected}."]
 
 
 def _mean(paper: Paper, cell: Cell) -> str:
@@ -430,8 +428,7 @@ def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongThe
         at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
         labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
         ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
-        if curve["experiment"] in results.caffe:
-            accuracies = {row.iteration: row.test_accuracy for row in results.caffe[curve["experiment"]]}
+        if accuracies := results.caffe.get(curve["experiment"]):
             ours[wording.CAFFE] = tuple(accuracies.get(iteration, math.nan) for iteration in at)
         out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
     return out

@@ -248,9 +248,14 @@ def _plot(
         if curves or label in {curve["experiment"] for curve in shown["curves"]}:
             for t in drops(*schedule_of(conf, label)):
                 dropping[t].add(arm.colour)
-        if label in results.caffe:
-            xy = [[getattr(row, name) for row in results.caffe[label]] for name in ("iteration", "test_accuracy")]
-            axes.plot(*xy, color="black", lw=0.7, label=f"{arm.name}, {wording.CAFFE}", zorder=3)
+        if caffes := results.caffe.get(label):
+            axes.plot(
+                *zip(*caffes.items(), strict=True),
+                color="black",
+                lw=0.7,
+                label=f"{arm.name}, {wording.CAFFE}",
+                zorder=3,
+            )
     for t, colours in dropping.items():  # grey where the LRs of several arms drop
         axes.axvline(t, color=colours.pop() if len(colours) == 1 else GREY, lw=0.8, ls=":", zorder=0, gid="drops")
     return drawn
