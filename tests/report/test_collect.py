@@ -183,14 +183,16 @@ def test_a_curve_that_is_half_written_foreign_or_at_odds_with_its_record_is_name
 def test_a_curve_of_caffe_itself_is_read_and_a_bad_one_named(tmp_path):
     (tmp_path / "caffe").mkdir()
     header = "iteration,lr,train_loss,test_loss,test_accuracy,train_seconds"
-    (tmp_path / "caffe" / "good.csv").write_text(f"{header}\n0,0.001,,2.3,10.0,\n1000,0.003,,1.4,50.5,\n")
-    (tmp_path / "caffe" / "back.csv").write_text(f"{header}\n1000,0.001,,2.3,10.0,\n0,0.003,,1.4,50.5,\n")
-    (tmp_path / "caffe" / "foreign.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "caffe" / "per_cent.csv").write_text(f"{header}\n0,0.001,,2.3,1000.0,\n")
+    (tmp_path / "caffe" / "good-1.csv").write_text(f"{header}\n0,0.001,,2.3,10.0,\n1000,0.003,,1.4,50.5,\n")
+    (tmp_path / "caffe" / "good-2.csv").write_text(f"{header}\n0,0.001,,2.3,11.0,\n")
+    (tmp_path / "caffe" / "nameless.csv").write_text(f"{header}\n0,0.001,,2.3,11.0,\n")
+    (tmp_path / "caffe" / "back-1.csv").write_text(f"{header}\n1000,0.001,,2.3,10.0,\n0,0.003,,1.4,50.5,\n")
+    (tmp_path / "caffe" / "foreign-1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "caffe" / "per_cent-1.csv").write_text(f"{header}\n0,0.001,,2.3,1000.0,\n")
     results = collect(tmp_path)
-    assert results.caffe == {"good": {0: 10.0, 1000: 50.5}}
+    assert results.caffe == {"good": [{0: 10.0, 1000: 50.5}, {0: 11.0}]}
     assert [problem.split(" is not")[0].split("/")[-1] for problem in results.problems] == [
-        *("back.csv", "foreign.csv", "per_cent.csv")
+        *("back-1.csv", "foreign-1.csv", "nameless.csv", "per_cent-1.csv")
     ]
 
 

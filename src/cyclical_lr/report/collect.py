@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -46,14 +46,14 @@ class Results:
         curves: by run id, a row per evaluation.
         problems: a sentence for every file that was left out; empty where all is well.
         benchmarks: what benchmarks/solvers.py measured, in the order of their files' names.
-        caffe: by experiment, the test accuracies (%) of a run of Caffe itself under its LRs, by iteration.
+        caffe: by experiment, each run of Caffe itself under its LRs: test accuracy (%) by iteration.
     """
 
     records: Mapping[str, Record]
     curves: Mapping[str, list[CurveRow]]
     problems: tuple[str, ...]
     benchmarks: tuple[Mapping[str, Any], ...] = ()
-    caffe: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    caffe: Mapping[str, Sequence[Mapping[int, float]]] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -177,10 +177,14 @@ def collect(results_dir: Path) -> Results:
             benchmarks.append(_checked_benchmark(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    caffe = {}
+    caffe: dict[str, list[Mapping[int, float]]] = defaultdict(list)
     for path in _files(results_dir / "caffe"):
         try:
-            caffe[path.stem] = {row.iteration: row.test_accuracy for row in _rows(path)}
+            experiment, _, seed = path.stem.rpartition("-")
+            if path.suffix != ".csv" or not experiment or not seed.isdecimal():
+                raise ValueError(f"{path} is not a curve of Caffe's: those are named <experiment>-<random_seed>.csv")
+            accuracies = {row.iteration: row.test_accuracy for row in _rows(path)}
+            caffe[experiment].append(accuracies)
         except (ValueError, OSError) as error:
             problems.append(str(error))
     return Results({record.run_id: record for record in ordered}, curves, tuple(problems), tuple(benchmarks), caffe)

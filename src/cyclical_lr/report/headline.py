@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from cyclical_lr.report import arms, markup, statistics, tables, wording
-from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report import arms, markup, statistics, tables, verdicts, wording
+from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
 from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.times import TimeToTarget
@@ -116,7 +116,7 @@ def short(report: Report) -> str:
 def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each."""
     paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
-    sentences = [_number(paper, by_id[TRI2], "CLR"), *_caffe(report.results, by_id[TRI2])]
+    sentences = [_number(paper, by_id[TRI2], "CLR"), *_caffe(paper, report.results)]
     sentences.append(_number(paper, by_id[FIXED], "The fixed policy"))
     if _all_run(by_id[EQUAL]):
         lead = _lead(paper, by_id[EQUAL])
@@ -143,18 +143,19 @@ def _number(paper: Paper, verdict: Verdict, policy: str, verb: str = "ends at") 
     return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
 
 
-def _caffe(results: Results, verdict: Verdict) -> list[str]:
-    """Where a run of Caffe itself is at the iteration of a claim's number, and whether the port's seeds expect that."""
-    (cell,) = verdict.cells
-    accuracies = results.caffe.get(cell.label, {})
-    if cell.iteration not in accuracies:
-        return []
-    accuracy, expected = accuracies[cell.iteration], ""
-    if verdict.finding.prediction is not None:
-        low, high = verdict.finding.prediction
-        expected = f", {'within' if low <= accuracy <= high else 'outside'} what is expected of a new run of the port"
-    where = f"ends at **{wording.number(accuracy)} %** (one run)"
-    return [f"Caffe itself, under the LRs of `{cell.label}`, {where}{expected}."]
+def _caffe(paper: Paper, results: Results) -> list[str]:
+    """Where runs of Caffe itself end, and where a new run of the port is expected to; CLR's first."""
+    ends = []
+    for label in sorted(results.caffe, key=lambda label: label != arms.FAITHFUL):
+        end = last_iteration(results, label)
+        if end is None or not (accuracies := [run[end] for run in results.caffe[label] if end in run]):
+            continue
+        text = f"at **{' and '.join(map(wording.number, accuracies))} %** under the LRs of `{label}`"
+        expected = verdicts.number(paper, read_cell(results, label, end), accuracies[0], runs=1).prediction
+        if expected is not None:
+            text += f" (a new run of the port is expected within {wording.interval(expected)})"
+        ends.append(text)
+    return [f"Caffe itself ends {', '.join(ends)}."] if ends else []
 
 
 def _mean(paper: Paper, cell: Cell) -> str:
@@ -428,8 +429,10 @@ def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongThe
         at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
         labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
         ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
-        if accuracies := results.caffe.get(curve["experiment"]):
-            ours[wording.CAFFE] = tuple(accuracies.get(iteration, math.nan) for iteration in at)
+        for label in labels:
+            if runs := results.caffe.get(label):
+                means = (statistics.mean([run[t] for run in runs if t in run]) for t in at)
+                ours[wording.caffe(label, len(runs))] = tuple(means)
         out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
     return out
 

@@ -64,8 +64,8 @@ class PaperFigure:
 FIGURES = {
     1: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for CLR, the fixed policy and exp, with the paper's digitised "
-        "curves. As controls, the fixed policy with CLR's budget and drops and, if there is one, a run of Caffe "
-        "itself.",
+        "curves. As controls, the fixed policy with CLR's budget and drops and, in black, if there are any, "
+        "runs of Caffe itself.",
         ("cifar10_tri2", "cifar10_fixed", "cifar10_exp", "cifar10_fixed_25k"),
         ("table1_cifar", "controls"),
         inset=(12_000, 70_000),
@@ -248,14 +248,9 @@ def _plot(
         if curves or label in {curve["experiment"] for curve in shown["curves"]}:
             for t in drops(*schedule_of(conf, label)):
                 dropping[t].add(arm.colour)
-        if caffes := results.caffe.get(label):
-            axes.plot(
-                *zip(*caffes.items(), strict=True),
-                color="black",
-                lw=0.7,
-                label=f"{arm.name}, {wording.CAFFE}",
-                zorder=3,
-            )
+        for i, run in enumerate(runs := results.caffe.get(label, ())):
+            name = "_" * (i > 0) + wording.caffe(arm.name, len(runs))
+            axes.plot(*zip(*run.items(), strict=True), color="black", lw=0.7, label=name, zorder=3)
     for t, colours in dropping.items():  # grey where the LRs of several arms drop
         axes.axvline(t, color=colours.pop() if len(colours) == 1 else GREY, lw=0.8, ls=":", zorder=0, gid="drops")
     return drawn

@@ -10,7 +10,10 @@ from cyclical_lr.report.collect import Cell
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.verdicts import NOT_RUN
 
-CAFFE = "Caffe itself (one run)"
+
+def caffe(name: str, runs: int) -> str:
+    """Runs of Caffe itself beside the port's of that name."""
+    return f"{name}, Caffe itself (n = {runs})"
 
 
 def number(value: float) -> str:
