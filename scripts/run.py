@@ -73,7 +73,10 @@ def main(cfg: DictConfig) -> None:
     range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
     if range_test and outcomes:  # of several ranks, the first has them
         finished = [outcome.record for outcome in outcomes if outcome.record]
-        print(bounds(finished, CONF, results, Path(cfg.runs_dir), HydraConfig.get().overrides.task))
+        sources = HydraConfig.get().runtime.config_sources
+        own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+        given = [*own, *HydraConfig.get().overrides.task]
+        print(bounds(finished, CONF, results, Path(cfg.runs_dir), given))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
     if alone and diverged and not range_test:  # in a range test, divergence is an outcome
         sys.exit(command_line.DIVERGED)

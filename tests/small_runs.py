@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
@@ -180,10 +180,15 @@ class WithDropout(Cifar10Full):
     """A network that draws numbers while it trains."""
 
     def __init__(
-        self, num_classes: int = 10, ceil_mode: bool = True, lrn: str = "within_channel", init: str = "caffe"
+        self,
+        num_classes: int = 10,
+        ceil_mode: bool = True,
+        lrn: str = "within_channel",
+        init: str = "caffe",
+        chance: Annotated[float, {"at most": 1}] = 0.5,
     ) -> None:
         super().__init__(num_classes, ceil_mode, lrn, init)
-        self.norm2 = nn.Sequential(self.norm2, nn.Dropout(0.5))
+        self.norm2 = nn.Sequential(self.norm2, nn.Dropout(chance))
 
 
 def adam(model: nn.Module, momentum: float, weight_decay: float, multipliers: bool) -> torch.optim.Adam:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from cyclical_lr import kernels
@@ -141,6 +142,14 @@ def test_the_network_can_be_exported():
     network = Cifar10Full().to(memory_format=torch.channels_last)
     x = images(3, 32, 32, torch.float32)
     torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), network(x))
+
+
+def test_the_network_can_be_traced_and_takes_tensors_without_memory():
+    network = Cifar10Full().to(memory_format=torch.channels_last)
+    x = images(3, 32, 32, torch.float32)
+    torch.testing.assert_close(torch.jit.trace(network, x)(x), network(x))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert network(mode.from_tensor(x)).shape == (3, 10)
 
 
 @compiled

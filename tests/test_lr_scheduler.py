@@ -119,6 +119,15 @@ def test_an_lr_in_a_tensor_is_filled_in_place():
     assert optimizer.param_groups[0]["lr"] is held
 
 
+def test_an_lr_that_was_asked_for_stays_as_it_was():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(1.0, dtype=torch.float64))
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    scheduler.load_state_dict(scheduler.state_dict())
+    (before,) = scheduler.get_last_lr()
+    walk(optimizer, scheduler, 2)
+    assert float(before) == SCHEDULE(0) != SCHEDULE(2)
+
+
 def test_groups_that_share_a_tensor_have_lrs_of_their_own():
     groups = [
         {"params": [torch.nn.Parameter(torch.ones(1))]},

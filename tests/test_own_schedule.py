@@ -234,6 +234,8 @@ def test_a_schedule_that_is_none_is_refused_before_training(tmp_path, tiny, targ
 def test_a_function_of_the_iteration_without_partial_is_explained(tmp_path, tiny):
     with pytest.raises(ConfigError, match=r"'t'.*schedule\._partial_=true"):
         train(tiny, tmp_path, node("nan_at_7"))
+    with pytest.raises(ConfigError, match=r"math\.sin.*schedule\._partial_=true"):  # a function in C
+        train(tiny, tmp_path, {"_target_": "math.sin"})
 
 
 def test_what_a_lab_card_sets_for_its_own_schedule_is_named_with_the_way_to_drop_it():

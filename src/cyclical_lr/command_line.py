@@ -20,6 +20,7 @@ INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 def guarded(main: Callable[..., Any], *arguments: Any) -> int:
     """Call `main`; the exit code, its own if it returns one. SystemExit and what is not about input pass through."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
+    os.environ["MPLBACKEND"] = "agg"  # figures are written and not shown
     try:
         code = main(*arguments)
         sys.stdout.flush()

@@ -58,16 +58,19 @@ class _Norm(ctypes.Structure):
 def takes(x: Tensor) -> bool:
     """Whether the kernels are there, and take this tensor: [N, C, H, W] on the CPU, with channels-last strides.
 
-    They do not while torch traces the network (`torch.compile`, `torch.export`): its tensors have no memory then.
+    They do not while torch traces the network (`torch.compile`, `torch.export`, `torch.jit.trace`), nor take a subclass
+    of Tensor: such tensors may have no memory.
     """
     global _asked
     fits = (
-        x.device.type == "cpu"
+        type(x) is Tensor
+        and x.device.type == "cpu"
         and x.dtype in SUFFIXES
         and x.dim() == 4
         and x.shape[1] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
     _asked = _asked or fits
     return fits and _library() is not None

@@ -59,7 +59,7 @@ class ScheduleLR(LRScheduler):
         self.schedule = schedule
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
-            group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
+            group.setdefault("initial_lr", _lr_of(group))
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -83,4 +83,10 @@ class ScheduleLR(LRScheduler):
         """
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._last_lr = list(map(_lr_of, self.optimizer.param_groups))
+
+
+def _lr_of(group: dict[str, Any]) -> float | Tensor:
+    """A group's LR, of which a later step changes nothing."""
+    lr: float | Tensor = group["lr"]
+    return lr.clone() if isinstance(lr, Tensor) else lr

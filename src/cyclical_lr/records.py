@@ -204,7 +204,7 @@ def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     try:
         schedule = build(node)
     except (ConfigError, InstantiationException) as error:
-        if inspect.isfunction(locate(node["_target_"])):
+        if not inspect.isclass(locate(node["_target_"])):
             hint = "a function of the iteration needs schedule._partial_=true"
             raise ConfigError(f"schedule: {error}; {hint}") from error
         if isinstance(error, ConfigError):

@@ -27,11 +27,13 @@ def test_the_result_stands_beside_every_number_that_the_paper_has_for_its_experi
 
 def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_path):
     where = [f"results_dir={REPOSITORY}/results", f"runs_dir={tmp_path}"]
-    given = ["+experiment=cifar10_range_test", *where, "seed=[0,1]", "eval_every=200", "solver=torch_sgd"]
+    mine, changes = "--config-dir=my_conf", ["seed=[0,1]", "eval_every=200", "solver=torch_sgd"]
+    given = [mine, "+experiment=cifar10_range_test", *where, *changes]
     finished = [record for record in records_in(REPOSITORY) if record.label == "cifar10_range_test"]
     printed = bounds(finished, CONF, REPOSITORY / "results", tmp_path, given)
     (command,) = re.findall(r"a run between them: python scripts/run.py (.*)", printed)
-    plan = plain(compose_config(CONF, command.split()))
+    assert command.startswith(f"{mine} ")
+    plan = plain(compose_config(CONF, command.split()[1:]))
     check(plan)
     assert plan["solver"]["_target_"].endswith("torch_sgd") and plan["seed"] == 0
     lrs = records.learning_rates(describe(plan, 0))

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -85,6 +87,11 @@ def test_figure_1_has_the_runs_of_caffe_itself_where_there_are_some(add_run, tmp
     figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
     assert texts(figure).count("Caffe itself (n = 2)") == 1
     assert [line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_color() == "black"] == [82.0, 83.0]
+
+
+def test_a_notebooks_own_figures_stay_on_its_screen():
+    program = "import matplotlib as m; m.use('svg'); import cyclical_lr.report.figures; print(m.get_backend())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "svg"
 
 
 @pytest.mark.parametrize("number", paper_figures.FIGURES)

@@ -63,6 +63,12 @@ WRONG = [
     pytest.param(["~trainer"], ["trainer", "trainer=NAME", "None"], id="no trainer"),
     pytest.param(["~data._target_"], ["data._target_", "+data._target_=CLASS"], id="a set without a class"),
     pytest.param(["~model._target_"], ["model._target_", "+model._target_=CLASS"], id="a network without a class"),
+    pytest.param(["~data.name"], ["data.name", "+data.name=VALUE"], id="a set without a name"),
+    pytest.param(
+        ["~data.num_classes", "model.num_classes=10"],
+        ["data.num_classes", "+data.num_classes=VALUE"],
+        id="a set of nobody knows how many classes",
+    ),
     pytest.param(["schedule._target_=null"], ["None", "dotted path"], id="a class without a name"),
     pytest.param(["schedule._target_=math.pi"], ["math.pi", "no class or function"], id="a class that is a number"),
     pytest.param(["schedule._target_=builtins.dict"], ["builtins.dict"], id="a class that says nothing of itself"),
@@ -86,6 +92,8 @@ def test_the_message_names_key_value_and_remedy_and_nothing_is_recorded(tmp_path
 def test_what_is_right_is_not_refused():
     # Were `check` to refuse everything, the tests above would pass.
     check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", "seed=[0,1]", "threads=2", "compress=5"])))
+    annotated = ["model._target_=small_runs.WithDropout", "+model.chance=0.1"]  # by what has no hash
+    check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", *annotated])))
 
 
 def test_a_record_that_cannot_be_read_is_named_with_a_way_out_and_nothing_is_trained(tmp_path, train):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import WithDropout
+from torch import nn
 from torch.nn import functional as F
 
 from cyclical_lr.data.cifar import ImageSet
@@ -204,6 +205,14 @@ def test_a_step_is_seeded_as_by_torch():
     assert torch.equal(drawn, torch.rand(4))
     seed_step(3, 142)
     assert not torch.equal(drawn, torch.rand(4))
+
+
+def test_layers_of_torchs_that_draw_are_known():
+    attention = functools.partial(nn.MultiheadAttention, 8, 2)
+    drawing = [nn.Dropout(0.1), nn.RReLU(), nn.FractionalMaxPool2d(2, 3), nn.LSTM(4, 4, 2, dropout=0.5), attention(0.5)]
+    still = [nn.Dropout(0.0), nn.ReLU(), nn.MaxPool2d(2), nn.LSTM(4, 4, 2), attention()]
+    for layers, expected in ((drawing, True), (still, False)):
+        assert [draws(nn.Sequential(layer)) for layer in layers] == [expected] * len(layers)
 
 
 def test_what_a_step_draws_is_neither_an_epochs_order_nor_another_ranks():

@@ -53,7 +53,7 @@ def test_a_clean_checkout_gives_its_commit(checkout):
     assert module.commit() == (git(folder, "rev-parse", "HEAD"), False)
 
 
-@pytest.mark.parametrize("change", ["src/package/provenance.py", "new.py", "src/results/new.py"])
+@pytest.mark.parametrize("change", ["src/package/provenance.py", "new.py", "src/results/new.py", "src/README.md"])
 def test_a_changed_or_new_file_makes_it_dirty(checkout, change):
     folder, module = checkout
     path = folder / change
@@ -66,7 +66,7 @@ def test_evidence_and_ignored_files_do_not_make_it_dirty(checkout):
     folder, module = checkout
     (folder / "outputs").mkdir()
     evidence = ("results/committed.txt", "results/new.json", "paper_figures/new.png", "benchmarks/results/a_gpu.json")
-    for name in (*evidence, "outputs/new.pt"):
+    for name in (*evidence, "README.md", "outputs/new.pt"):
         (folder / name).write_text("after")
     assert module.commit() == (git(folder, "rev-parse", "HEAD"), False)
 

@@ -203,7 +203,8 @@ class CifarData(pl.LightningDataModule):
 
         A `shard` (r, n) is every n-th image, from the r-th on.
         """
-        _one_of("split", split, ("train", "test"))
+        if split not in ("train", "test"):
+            raise ConfigError(f"split={split!r}: expected 'train' or 'test'")
         size = len(self.train if split == "train" else self.test)
         first, step = shard
         return loader(torch.arange(first, size, step).split(self.eval_batch_size))

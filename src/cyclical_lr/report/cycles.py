@@ -23,6 +23,9 @@ def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
         return list(range(cycle, iterations + 1, cycle))
     if isinstance(schedule, schedules.Drops):
         return cycle_ends(schedule.schedule, iterations)
+    if isinstance(schedule, schedules.Held):
+        ends = _held(cycle_ends(schedule.schedule, iterations + schedule.first * schedule.every), schedule)
+        return [t for t in ends if t <= iterations]
     if isinstance(schedule, schedules.Compressed):
         return _compressed(cycle_ends(schedule.schedule, iterations * schedule.factor), schedule.factor)
     if isinstance(schedule, schedules.Phases):
@@ -43,9 +46,16 @@ def drops(schedule: Schedule, iterations: int) -> list[int]:
         found = list(schedule.milestones)
     elif isinstance(schedule, schedules.Phases):
         found = [phase.start for phase in schedule.phases[1:]]
+    elif isinstance(schedule, schedules.Held):
+        found = _held(drops(schedule.schedule, iterations + schedule.first * schedule.every), schedule)
     else:
         found = []
     return [t for t in found if t < iterations]
+
+
+def _held(iterations: list[int], held: schedules.Held) -> list[int]:
+    """The iterations at which a schedule that is looked up now and then shows what it has at these."""
+    return [t for t in ((-(-t // held.every) - held.first) * held.every for t in iterations) if t > 0]
 
 
 def _compressed(iterations: list[int], factor: int) -> list[int]:

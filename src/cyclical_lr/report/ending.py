@@ -55,7 +55,7 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
         conf: the folder of config files.
         results: the folder that has the records and their curves.
         runs: the folder of the runs' own folders; the figure goes into the first one's.
-        given: the overrides of the test's own command, which the one to paste has too, but for its ramp.
+        given: the arguments of the test's own command, which the one to paste has too, but for its ramp.
     """
     from cyclical_lr.report import figures  # imported here: matplotlib takes a second
 
@@ -79,7 +79,7 @@ def bounds(finished: Sequence[Record], conf: Path, results: Path, runs: Path, gi
         )
     if found.usable and test.experiment != "custom":  # four cycles, of which Section 3.2 says that they are enough
         ramp = re.compile(r"[+~]*(schedule\b|seed=|iterations=|eval_every=|compress=)")
-        kept = shlex.join(override for override in given if not ramp.match(override))
+        kept = shlex.join(argument for argument in given if not ramp.match(argument))
         between = f"{range_test.overrides(found, stepsize)} iterations={8 * stepsize}"
         lines.append(f"  a run between them: python scripts/run.py {kept} {between}")
     try:

@@ -143,6 +143,9 @@ def check(plan: Mapping[str, Any]) -> None:
     for key in ("results_dir", "runs_dir"):
         if not isinstance(plan[key], str) or not plan[key]:
             raise ConfigError(f"{key}: expected a folder, got {plan[key]!r}; give {key}=FOLDER or leave it out")
+    for key in ("name", "num_classes"):
+        if key not in plan["data"]:
+            raise ConfigError(f"data.{key}: there is none, and labels and the network need it; give +data.{key}=VALUE")
     if plan["model"].get("num_classes", plan["data"]["num_classes"]) != plan["data"]["num_classes"]:
         ours, theirs = plan["model"]["num_classes"], plan["data"]["num_classes"]
         raise ConfigError(f"model.num_classes: expected data.num_classes={theirs}, got {ours}; leave it out")
@@ -199,8 +202,9 @@ def _check_targets(where: str, node: Any) -> None:
             partial = ("_partial_",) if where.startswith("schedule") else ()  # a function of the iteration
             _check_keys(where, node, (), ["_target_", "_convert_", *partial, *_keywords(target)])
             for parameter in inspect.signature(target).parameters.values():
-                if parameter.name in node and parameter.annotation in TYPES:
-                    expected, types = TYPES[parameter.annotation]
+                known = [kind for kind in TYPES if kind == parameter.annotation]  # which may have no hash
+                if parameter.name in node and known:
+                    expected, types = TYPES[known[0]]
                     value = node[parameter.name]
                     fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
                     if not fits or (isinstance(value, float) and not math.isfinite(value)):

@@ -155,9 +155,12 @@ class Classifier(pl.LightningModule):
             member.iteration, member.loss_sum = self.iteration, total
 
     def _stop_diverged(self) -> None:
-        """Find the members that have diverged; called at iterations that the clock has no part in."""
+        """Find the members that have diverged, each with the time that it trained."""
         for member in self.members:
             if not member.diverged and not math.isfinite(member.loss_sum):
+                if self._clock_started is not None:
+                    self.stop_clock()
+                    self.start_clock()
                 member.diverged = f"training loss is {member.loss_sum} at iteration {self.iteration}"
         if self._trainer and all(member.diverged for member in self.members):
             self.trainer.should_stop = True

@@ -11,8 +11,8 @@ import torch
 from cyclical_lr import kernels
 from cyclical_lr.records import ConfigError
 
-EVIDENCE = ("results", "paper_figures", "benchmarks/results")
-"""Folders that a running study and `make gpu-check` write to: changes there do not make the code dirty."""
+EVIDENCE = ("results", "paper_figures", "benchmarks/results", "README.md")
+"""What a running study, the report and `make gpu-check` write to: changes there do not make the code dirty."""
 DIRTY = "-dirty"
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "wandb", "cyclical-lr")
 
@@ -34,7 +34,7 @@ def commit() -> tuple[str, bool]:
     try:
         git("ls-files", "--error-unmatch", __file__)  # a copy inside somebody else's checkout is not of its commit
         top = git("rev-parse", "--show-toplevel")
-        untouched = [f":(exclude,top){folder}" for folder in EVIDENCE]
+        untouched = [f":(exclude,top){path}" for path in EVIDENCE]
         found, dirty = git("rev-parse", "HEAD"), bool(git("-C", top, "status", "--porcelain", "--", ".", *untouched))
     except (OSError, subprocess.CalledProcessError):
         named = named or "unknown"
