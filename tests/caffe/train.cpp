@@ -1,4 +1,5 @@
-// Trains by Caffe itself, in single precision as it does, under any LRs: a curve for results/caffe/.
+// Trains by Caffe itself, in single precision as it does, under any LRs: a curve for
+// results/caffe/<experiment>-<random_seed>.csv.
 //
 //     train SOLVER.prototxt LRS CURVE.csv
 //
