@@ -147,7 +147,7 @@ def kernels(overrides: list[str], device: torch.device, most: int = 15) -> dict[
     data.setup("fit")
     member, block, lrs = new_member(plan, config, "run"), BLOCKS["fast"], learning_rates(config)
     module = Classifier([member], data.train, data.test, lrs).to(device)
-    module.lay_out(layout(device, plan["trainer"]["precision"]))
+    module.lay_out(layout(device, plan["trainer"]["precision"], member.network))
     exact_arithmetic()
     total = torch.zeros((), dtype=torch.float64, device=device)
     engine = FastEngine([member.network], [member.solver], partial(module.batch, data.train), lrs.tolist(), [total])
@@ -218,8 +218,9 @@ def imagenet_hours(
     out: dict[str, dict[str, float]] = {}
     exact_arithmetic()
     for precision, lightnings in (("float32", "32-true"), ("bf16", "bf16-mixed")):
-        form = layout(device, lightnings)
-        network = build(plan["model"]).to(device).to(memory_format=form).train()
+        network = build(plan["model"])
+        form = layout(device, lightnings, network)
+        network = network.to(device).to(memory_format=form).train()
         solver = build(plan["solver"], network)
         x = x.contiguous(memory_format=form)
         for iteration in range(-PlainModule.WARM_UP, iterations):

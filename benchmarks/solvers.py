@@ -106,7 +106,7 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
                 data.train.to(device)
             config = describe(plan, seed=0)
             member = new_member(plan, config, card)
-            form = layout(device, "32-true")
+            form = layout(device, "32-true", member.network)
             member.network.to(device, memory_format=form)  # type: ignore[call-overload]
             lrs = learning_rates(config).tolist()
             arms[method, policy] = partial(iterate, member, data, lrs, device)
@@ -115,7 +115,7 @@ def make_arms(overrides: Sequence[str]) -> tuple[dict[tuple[str, str], Arm], tor
 
 def iterate(member: Member, data: CifarData, lrs: Sequence[float], device: torch.device, t: int) -> None:
     x, y = data.train(data.indices(0, t, 1)[0].to(device))
-    x = x.contiguous(memory_format=layout(device, "32-true"))
+    x = x.contiguous(memory_format=layout(device, "32-true", member.network))
     reference_step(member.network, member.solver, x, y, lrs[t % (len(lrs) - 1)])
 
 

@@ -162,7 +162,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, list[float]], int, bool]:
     pictures = Pictures(data.train.pixels, data.train.labels)
     ours, same = new_member(plan, config, "run"), new_member(plan, config, "bare")
     ours.segments.append({})  # of which a checkpoint tells
-    form = layout(device, plan["trainer"]["precision"])
+    form = layout(device, plan["trainer"]["precision"], ours.network)
     same.network.to(device, memory_format=form)  # type: ignore[call-overload]
 
     def timed(step: Callable[[int], object]) -> Arm:

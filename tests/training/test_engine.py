@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclical_lr.data.cifar import ImageSet
+from cyclical_lr.models.alexnet import AlexNet
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.models.cifar10_sigmoid import Cifar10Sigmoid
 from cyclical_lr.models.densenet import DenseNet
@@ -193,9 +194,10 @@ def test_augmented_images_are_those_of_the_reference(device):
 
 
 def test_channels_stand_last_but_in_float32_on_a_gpu():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert layout(gpu, "32-true") == torch.contiguous_format
-    assert {layout(gpu, "bf16-mixed"), layout(cpu, "32-true"), layout(cpu, "bf16-mixed")} == {torch.channels_last}
+    cpu, gpu, net = torch.device("cpu"), torch.device("cuda"), nn.Conv2d(3, 32, 5)
+    assert layout(gpu, "32-true", net) == torch.contiguous_format
+    others = [(gpu, "bf16-mixed", net), (cpu, "32-true", net), (cpu, "bf16-mixed", net), (gpu, "32-true", AlexNet())]
+    assert {layout(*other) for other in others} == {torch.channels_last}
 
 
 def test_a_step_is_seeded_as_by_torch():

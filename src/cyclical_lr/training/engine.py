@@ -33,13 +33,14 @@ def exact_arithmetic() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def layout(device: torch.device, precision: str) -> torch.memory_format:
+def layout(device: torch.device, precision: str, network: nn.Module) -> torch.memory_format:
     """How images and weights of a run lie in memory; `precision` is Lightning's.
 
     Channels last, but for float32 on a GPU: cuDNN's convolutions without TF32 want the channels first, and would have
-    them rearranged at each call (benchmarks/README.md).
+    them rearranged at each call; unless the network says by an attribute `channels_last` that its own do not
+    (benchmarks/README.md).
     """
-    first = device.type == "cuda" and precision == "32-true"
+    first = device.type == "cuda" and precision == "32-true" and not getattr(network, "channels_last", False)
     return torch.contiguous_format if first else torch.channels_last
 
 

@@ -91,7 +91,8 @@ class Classifier(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = images
 
     def setup(self, stage: str) -> None:
-        self.lay_out(layout(self.trainer.strategy.root_device, str(self.trainer.precision)))
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        self.lay_out(layout(device, precision, self.members[0].network))
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Rearrange weights, and what the solvers keep of each, which may come from a run on another device."""
