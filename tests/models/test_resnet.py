@@ -1,4 +1,4 @@
-"""ResNet against the publication: sizes, shapes, shortcut A and the original's initial weights."""
+"""ResNet against the publication: sizes, shapes, shortcut A, the original's initial weights, and a few iterations."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclical_lr.models.resnet import Block, ResNet, Shortcut
+from cyclical_lr.solvers import torch_sgd
+from cyclical_lr.training.engine import reference_step
 
 torch.set_num_threads(1)
 
@@ -94,6 +96,49 @@ def test_initial_weights_are_the_originals():
     # Torch7's default for a classifier of 64 inputs: uniform on +-1/8.
     assert network.fc.weight.abs().max() <= 1 / 8
     assert network.fc.weight.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
+
+
+def test_five_iterations_are_those_of_a_network_written_apart():
+    """At the LR of Table 4's recipe, whose losses jump at first: what they jump to is not the port's doing."""
+    torch.manual_seed(0)
+    network = ResNet(depth=20).double()
+    weights = [p.detach().clone().requires_grad_() for p in network.parameters()]
+    solver = torch_sgd(network, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    other = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    losses = []
+    for _ in range(5):
+        x, y = torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randint(10, (16,))
+        losses.append(float(reference_step(network, solver, x, y, 0.1)))
+        loss = F.cross_entropy(in_functions(x, weights, blocks=3), y)
+        other.zero_grad()
+        loss.backward()
+        other.step()
+        assert losses[-1] == pytest.approx(loss.item(), rel=1e-9)
+    assert max(losses) > 5
+    for ours, theirs in zip(network.parameters(), weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def in_functions(x, weights, blocks):
+    """He et al., 2016, Section 4.2, of weights in the order of the layers."""
+    rest = iter(weights)
+
+    def conv_bn(x, stride=1):
+        x = F.conv2d(x, next(rest), stride=stride, padding=1)
+        return F.batch_norm(x, None, None, next(rest), next(rest), training=True)
+
+    x = F.relu(conv_bn(x))
+    for stage in range(3):
+        for block in range(blocks):
+            smaller = stage > 0 and block == 0
+            branch = conv_bn(F.relu(conv_bn(x, 2 if smaller else 1)))
+            if smaller:
+                x = x[:, :, ::2, ::2]
+                x = torch.cat([x, torch.zeros_like(x)], 1)
+            x = F.relu(x + branch)
+    x = F.linear(x.mean((2, 3)), next(rest), next(rest))
+    assert next(rest, None) is None
+    return x
 
 
 def test_a_seed_fixes_the_weights_and_another_gives_others():
