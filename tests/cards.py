@@ -7,6 +7,9 @@ from small_runs import CONF
 
 from cyclical_lr.training.config import compose_config, plain
 
+H200 = CONF.parent / "benchmarks" / "results" / "nvidia_h200.json"
+"""What `make gpu-check` measured on the GPU that cards name."""
+
 
 @cache
 def plan(card: str) -> dict[str, Any]:

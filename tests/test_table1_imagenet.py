@@ -19,7 +19,6 @@ from cyclical_lr.training.config import check, compose_config, describe, plain
 KINDS = ("range_test", "fixed", "tri2", "exp", "exp_range")
 NETWORKS = ("alexnet", "googlenet")
 CARDS = [f"imagenet_{network}_{kind}" for network in NETWORKS for kind in KINDS]
-H200 = CONF.parent / "benchmarks" / "results" / "nvidia_h200.json"
 TRAIN, VAL = 1_281_167, 50_000  # images of ILSVRC 2012
 EPOCH = {"alexnet": 5_005, "googlenet": 10_009}  # iterations, as the paper has them
 
@@ -137,7 +136,7 @@ def test_a_card_states_images_epochs_flops_and_hours_as_they_are(card, plans):
     assert f"at {training / 1e9:.3f} GFLOPs an image ({forward / 1e9:.3f} forward by" in text
     more = f"{evaluations * VAL * evaluation / 1e15:.0f} more for {evaluations} evaluations of 50,000"
     assert f"{images * training / 1e15:.0f} PFLOPs, and {more}" in text
-    gpu = json.loads(H200.read_text())["imagenet"][f"imagenet_{network_of(card)}_tri2"]
+    gpu = json.loads(cards.H200.read_text())["imagenet"][f"imagenet_{network_of(card)}_tri2"]
     rates = {precision: gpu[precision]["images_per_second"] for precision in ("float32", "bf16")}
     on_gpu = [f"{images / 3600 / rate:.1f}" for rate in rates.values()]
     assert (

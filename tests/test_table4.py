@@ -1,5 +1,6 @@
 """Table 4's lab cards and those of DenseNet in Caffe: recipes, learning rates, and each network's first iterations."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_a_card_expects_the_papers_mean_of_five_runs_at_its_end(row, plans):
     assert f"Expected: {row['accuracy']} % at {iterations:,}, the mean of five runs ({where})." in text
     assert f"Paper: {row['where']}" in text
     assert iterations % plans[row["experiment"]]["eval_every"] == 0
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_says_how_long_it_takes_at_the_measured_rate(card, plans):
+    plan, measured = plans[card], json.loads(cards.H200.read_text())["measured"]
+    (rate,) = (found["run"] for what, found in measured.items() if what.startswith(f"{card.split('_')[1]}: bf16 run"))
+    minutes = plan["iterations"] * plan["data"]["batch_size"] / rate / 60
+    assert (
+        f"{minutes:.0f} minutes on an NVIDIA H200 in bf16, without evaluations, at the {rate:,.0f} images per second"
+    ) in cards.text(card)
 
 
 @pytest.mark.parametrize("card", CARDS + CAFFE)
