@@ -19,6 +19,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton: its kernels then run on the CPU
+
 # A shared machine makes any deadline a matter of luck.
 settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")

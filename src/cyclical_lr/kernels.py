@@ -56,40 +56,72 @@ class _Norm(ctypes.Structure):
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels are there, and take this tensor: [N, C, H, W] on the CPU, with channels-last strides.
-
-    They do not while torch traces the network (`torch.compile`, `torch.export`, `torch.jit.trace`), nor take a subclass
-    of Tensor: such tensors may have no memory.
-    """
-    global _asked
-    fits = (
-        type(x) is Tensor
-        and x.device.type == "cpu"
+    """Whether these kernels take this tensor: [N, C, H, W] on the CPU, with channels-last strides."""
+    return (
+        x.device.type == "cpu"
         and x.dtype in SUFFIXES
         and x.dim() == 4
         and x.shape[1] % LANES == 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
-    _asked = _asked or fits
-    return fits and _library() is not None
+
+
+def serving(x: Tensor) -> Any:
+    """The module whose kernels take this tensor, this one or gpu_kernels; None where PyTorch's operators have to.
+
+    They have to while torch traces the network (`torch.compile`, `torch.export`, `torch.jit.trace`), and for a subclass
+    of Tensor: such tensors may have no memory.
+    """
+    global _asked
+    device = x.device.type
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if device == "cuda":
+        if x.dim() != 4 or x.device.index != torch.cuda.current_device():
+            return None
+        found = _on_gpu()
+        fits = found is None or found.takes(x)
+    else:
+        found, fits = _on_cpu(), takes(x)
+    _asked = device if fits else _asked
+    return found if fits else None
+
+
+def convolving(x: Tensor, weight: Tensor, *options: Any) -> Any:
+    """gpu_kernels, if these tensors are the GPU's and its `convolves` takes them, or None."""
+    found = serving(x) if x.device.type == "cuda" else None
+    return found if found is not None and found.convolves(x, weight, *options) else None
+
+
+def stepping(params: Sequence[Tensor], grads: Sequence[Tensor], velocities: Sequence[Tensor]) -> Any:
+    """The module whose `sgd` takes these, gpu_kernels, or None: they are float32 on the GPU and lie alike in memory."""
+
+    def fits(p: Tensor, *others: Tensor) -> bool:
+        dense = p.is_contiguous() or (p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last))
+        return dense and all(
+            t.device.type == "cuda" and t.dtype == torch.float32 and t.stride() == p.stride() for t in (p, *others)
+        )
+
+    if not all(map(fits, params, grads, velocities)) or params[0].device.index != torch.cuda.current_device():
+        return None
+    return _on_gpu()
 
 
 def begin_run() -> None:
     """Have `kind` speak of what runs from now on: a process may train several networks, one after another."""
     global _asked
-    _asked = False
+    _asked = ""
 
 
 def kind() -> str:
     """Which layers have run: "compiled", "torch" for lack of them, or "none" where none asked for them."""
     if not _asked:
         return "none"
-    return "torch" if _library() is None else "compiled"
+    return "torch" if (_on_gpu() if _asked == "cuda" else _on_cpu()) is None else "compiled"
 
 
-_asked = False
+_asked = ""
+"""The kind of device that was last asked about."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,7 @@ class Pooling:
             return windows - (self.ceil_mode and (windows - 1) * self.stride >= size)
 
         shape = (*x.shape[:2], *map(pooled, x.shape[2:]))
-        return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
     def sizes(self, x: Tensor, y: Tensor) -> _Pool:
         n, c, h, w = x.shape
@@ -168,6 +200,26 @@ def _call(name: str, of: Tensor, tensors: tuple[Tensor | None, ...], sizes: ctyp
     function = getattr(_library(), f"{name}_{SUFFIXES[of.dtype]}")
     pointers = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
     function(*pointers, ctypes.byref(sizes))
+
+
+def _on_cpu() -> Any:
+    return None if _library() is None else sys.modules[__name__]
+
+
+@cache
+def _on_gpu() -> Any:
+    """gpu_kernels, or None where they do not run: there is no Triton, no C compiler for it, or the GPU is too old."""
+    if os.environ.get(SWITCH) == "off":
+        return None
+    try:
+        from cyclical_lr import gpu_kernels
+
+        gpu_kernels.try_out()
+    except Exception as error:  # of Triton, the compilers that it calls, or the driver
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        log.info("PyTorch's own layers are used, which take longer: the study's do not run on this GPU (%s)", said)
+        return None
+    return gpu_kernels
 
 
 @cache

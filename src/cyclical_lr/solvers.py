@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cyclical_lr import kernels
+
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
@@ -89,11 +91,14 @@ class Solver(Optimizer, ABC):
         for group in self.param_groups:
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if params:
-                grads = [p.grad for p in params if p.grad is not None]
-                if group["weight_decay"] != 0:
-                    torch._foreach_add_(grads, params, alpha=group["weight_decay"])
-                torch._foreach_sub_(params, self.update(group, params, grads))
+                self.apply(group, params, [p.grad for p in params if p.grad is not None])
         return loss
+
+    def apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Change the group's `params`, and `grads` on the way."""
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(grads, params, alpha=group["weight_decay"])
+        torch._foreach_sub_(params, self.update(group, params, grads))
 
     @abstractmethod
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
@@ -125,6 +130,14 @@ class CaffeSGD(Solver):
 
     def __init__(self, params: Any, lr: float = 0.0, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def apply(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        velocities = self.history("velocity", params)
+        found = kernels.stepping(params, grads, velocities) if type(self) is CaffeSGD else None
+        if found is None:
+            super().apply(group, params, grads)
+        else:
+            found.sgd(params, grads, velocities, group["lr"], group["momentum"], group["weight_decay"])
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Tensors:
         velocities = self.history("velocity", params)

@@ -21,6 +21,8 @@ class Cifar10Full(nn.Module):
         init: "caffe" (the prototxt's Gaussians) or "torch" (PyTorch's defaults).
     """
 
+    channels_last = True  # in float32 on a GPU too, as the study's own kernels are (gpu_kernels.py)
+
     def __init__(
         self, num_classes: int = 10, ceil_mode: bool = True, lrn: str = "within_channel", init: str = "caffe"
     ) -> None:

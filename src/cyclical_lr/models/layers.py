@@ -86,19 +86,41 @@ def caffe_layer(layer: L, weight: Param, bias: Param | None = None, init: str = 
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, in value and gradient; in float32, the bias's gradient is a sum of its own.
+    """nn.Conv2d, in value and gradient. On a GPU, its own kernels where they take the layer (`gpu_kernels.convolves`).
 
-    On a CPU, oneDNN computes it along with the weight's, and both take longer: at least 3 % of an iteration of
-    cifar10_full. On a GPU, PyTorch's sum over images and pixels at once takes 8 % of one, where the channels stand
-    before the pixels (benchmarks/README.md).
+    Elsewhere, in float32, the bias's gradient is a sum of its own. On a CPU, oneDNN computes it along with the
+    weight's, and both take longer: at least 3 % of an iteration of cifar10_full. On a GPU, PyTorch's sum over images
+    and pixels at once takes 8 % of one, where the channels stand before the pixels (benchmarks/README.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         usual = x.dim() == 4 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if usual and device in ("cpu", "cuda") and self.bias is not None and not torch.is_autocast_enabled(device):
-            return _Convolve.apply(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        mixed = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+        options = self.stride, self.padding, self.dilation, self.groups
+        if mixed and x.dtype == torch.float32:  # as autocast does before it convolves
+            x = x.to(torch.get_autocast_dtype(device))
+        found = kernels.convolving(x, self.weight, *options) if usual else None
+        if found is not None:
+            return _CompiledConvolve.apply(x, self.weight, self.bias, found)
+        if usual and device in ("cpu", "cuda") and self.bias is not None and not mixed:
+            return _Convolve.apply(x, self.weight, self.bias, *options)
         return super().forward(x)
+
+
+class _CompiledConvolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, found: Any) -> Tensor:
+        x = found.aligned(x)
+        ctx.save_for_backward(x, weight)
+        ctx.kernels = found
+        return found.convolve(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias = ctx.kernels.convolve_backward(dy, *ctx.saved_tensors, wants_dx=ctx.needs_input_grad[0])
+        return dx, dweight, dbias if ctx.needs_input_grad[2] else None, None
 
 
 class _Convolve(torch.autograd.Function):
@@ -135,8 +157,9 @@ class MaxPool2d(nn.MaxPool2d):
         self.pooling = kernels.Pooling(kernel_size, stride, ceil_mode, relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _compiled(x, self.pooling):
-            return _CompiledMaxPool.apply(x, self.pooling)
+        found = _pooling_kernels(x, self.pooling)
+        if found is not None:
+            return _CompiledMaxPool.apply(x, self.pooling, found)
         y = super().forward(x)
         return F.relu(y, inplace=True) if self.pooling.relu else y
 
@@ -146,17 +169,17 @@ class MaxPool2d(nn.MaxPool2d):
 
 class _CompiledMaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling) -> Tensor:
-        y, winner = kernels.max_pool(x, pooling)
+    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling, found: Any) -> Tensor:
+        y, winner = found.max_pool(x, pooling)
         ctx.save_for_backward(winner)
-        ctx.pooling, ctx.size = pooling, x.shape
+        ctx.pooling, ctx.size, ctx.kernels = pooling, x.shape, found
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (winner,) = ctx.saved_tensors
-        return kernels.max_pool_backward(dy, winner, ctx.size, ctx.pooling), None
+        return ctx.kernels.max_pool_backward(dy, winner, ctx.size, ctx.pooling), None, None
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -172,8 +195,9 @@ class AvgPool2d(nn.AvgPool2d):
         self.pooling = kernels.Pooling(kernel_size, stride, ceil_mode, relu)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _compiled(x, self.pooling):
-            return _CompiledAvgPool.apply(x, self.pooling)
+        found = _pooling_kernels(x, self.pooling)
+        if found is not None:
+            return _CompiledAvgPool.apply(x, self.pooling, found)
         return super().forward(F.relu(x) if self.pooling.relu else x)
 
     def extra_repr(self) -> str:
@@ -182,20 +206,20 @@ class AvgPool2d(nn.AvgPool2d):
 
 class _CompiledAvgPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling) -> Tensor:
+    def forward(ctx: Any, x: Tensor, pooling: kernels.Pooling, found: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.pooling = pooling
-        return kernels.average_pool(x, pooling)
+        ctx.pooling, ctx.kernels = pooling, found
+        return found.average_pool(x, pooling)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return kernels.average_pool_backward(dy, x, ctx.pooling), None
+        return ctx.kernels.average_pool_backward(dy, x, ctx.pooling), None, None
 
 
-def _compiled(x: Tensor, pooling: kernels.Pooling) -> bool:
-    return pooling.kernel <= min(x.shape[2:]) and kernels.takes(x)
+def _pooling_kernels(x: Tensor, pooling: kernels.Pooling) -> Any:
+    return kernels.serving(x) if pooling.kernel <= min(x.shape[2:]) else None
 
 
 class WithinChannelLRN(nn.Module):
@@ -213,8 +237,9 @@ class WithinChannelLRN(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
-        if kernels.takes(x):
-            return _CompiledNormalise.apply(x, self.size, self.alpha, self.beta)
+        found = kernels.serving(x)
+        if found is not None:
+            return _CompiledNormalise.apply(x, self.size, self.alpha, self.beta, found)
         return _Normalise.apply(x, self._mean_over_window, self.alpha, self.beta)
 
     def _mean_over_window(self, x: Tensor) -> Tensor:
@@ -262,16 +287,16 @@ class AcrossChannelsLRN(nn.Module):
 
 class _CompiledNormalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, found: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.options = size, alpha, beta
-        return kernels.normalise(x, size, alpha, beta)
+        ctx.options, ctx.kernels = (size, alpha, beta), found
+        return found.normalise(x, size, alpha, beta)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,), (size, alpha, beta) = ctx.saved_tensors, ctx.options
-        return kernels.normalise(x, size, alpha, beta, dy), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return ctx.kernels.normalise(x, *ctx.options, dy), None, None, None, None
 
 
 class _Normalise(torch.autograd.Function):
