@@ -39,7 +39,7 @@ from cyclical_lr.training.run import make_trainer, new_member, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
-TESTS = ("tests/training/test_engine.py", "tests/training/test_fast_runs.py")
+TESTS = ("tests/training/test_engine.py", "tests/training/test_fast_runs.py", "tests/test_gpu_kernels.py")
 TABLE_4 = ("resnet", "sd", "densenet")
 TESTING = 240
 """Seconds that the tests may take."""
@@ -127,7 +127,7 @@ def main(overrides: list[str]) -> int:
 
 
 def tests_pass() -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or gpu_kernels", *TESTS]
     try:
         return subprocess.run(command, cwd=REPOSITORY, check=False, timeout=TESTING).returncode == 0
     except subprocess.TimeoutExpired:
