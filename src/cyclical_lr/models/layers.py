@@ -243,6 +243,8 @@ class WithinChannelLRN(nn.Module):
         return _Normalise.apply(x, self._mean_over_window, self.alpha, self.beta)
 
     def _mean_over_window(self, x: Tensor) -> Tensor:
+        if x.device.type == "cuda":  # of padded pixels, channels last, PyTorch 2.11 has wrong gradients there
+            x = x.contiguous()
         return F.avg_pool2d(x, self.size, stride=1, padding=self.size // 2)
 
     def extra_repr(self) -> str:

@@ -27,7 +27,10 @@ CHECKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 
 def exact_arithmetic() -> None:
-    """Have a GPU repeat its bits, and multiply in the precision asked for: no TF32, none of cuDNN's atomic sums."""
+    """Have a GPU repeat its bits, and multiply in the precision asked for: no TF32, none of cuDNN's atomic sums.
+
+    (gpu_kernels.py multiplies by three products of TF32, which is as exact as float32.)
+    """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -37,8 +40,8 @@ def layout(device: torch.device, precision: str, network: nn.Module) -> torch.me
     """How images and weights of a run lie in memory; `precision` is Lightning's.
 
     Channels last, but for float32 on a GPU: cuDNN's convolutions without TF32 want the channels first, and would have
-    them rearranged at each call; unless the network says by an attribute `channels_last` that its own do not
-    (benchmarks/README.md).
+    them rearranged at each call; unless the network says by an attribute `channels_last` that its own do not, or that
+    it has this study's kernels (benchmarks/README.md).
     """
     first = device.type == "cuda" and precision == "32-true" and not getattr(network, "channels_last", False)
     return torch.contiguous_format if first else torch.channels_last
