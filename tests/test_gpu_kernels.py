@@ -48,10 +48,10 @@ def value_and_gradient(layer, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", gpu_kernels.TYPES)
 @pytest.mark.parametrize(
     ("kernel", "stride", "ceil_mode", "relu"),
-    [(3, 2, True, True), (3, 2, False, False), (2, 3, True, False), (5, 2, True, True)],
+    [(3, 2, True, True), (3, 2, False, False), (2, 3, True, False), (5, 2, True, True), (12, 4, True, False)],
 )
 def test_pooling_gives_torchs_values_and_gradients(dtype, kernel, stride, ceil_mode, relu):
-    x = images(2, 8, 7, 12, dtype)
+    x = images(2, 8, 13, 12, dtype)
     rectified = F.relu if relu else nn.Identity()
 
     ours = value_and_gradient(MaxPool2d(kernel, stride, ceil_mode, relu), x)
@@ -203,3 +203,12 @@ def test_networks_train_alike_with_and_without_them(monkeypatch, network, dtype)
     _, theirs = trained(False)
     assert (ours - theirs).norm() < (0.05 if dtype == torch.bfloat16 else 1e-3) * (theirs - start).norm()
     assert not torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="they run here")
+def test_where_they_do_not_run_the_layers_are_torchs(caplog):
+    kernels._on_gpu.cache_clear()
+    with caplog.at_level("INFO"):
+        assert kernels._on_gpu() is None
+    assert "do not run on this GPU" in caplog.text
+    assert kernels.stepping([torch.ones(3)], [torch.ones(3)], [torch.ones(3)]) is None

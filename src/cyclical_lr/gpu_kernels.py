@@ -38,13 +38,13 @@ def try_out() -> None:
 
 def takes(x: Tensor) -> bool:
     """What `kernels.takes` asks of a tensor on the CPU, of any number of channels on a GPU."""
-    return x.dtype in TYPES and x.is_contiguous(memory_format=torch.channels_last) and x.numel() < 2**31
+    return x.dtype in TYPES and x.is_contiguous(memory_format=torch.channels_last) and 0 < x.numel() < 2**31
 
 
 def max_pool(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """As `kernels.max_pool`; where the maxima stood is int8 [N, C, H', W']."""
+    """As `kernels.max_pool`; where the maxima stood is [N, C, H', W'], int8 if that has room for a window's pixels."""
     y = pooling.empty(x)
-    winner = torch.empty_like(y, dtype=torch.int8)
+    winner = torch.empty_like(y, dtype=torch.int8 if pooling.kernel**2 <= 128 else torch.int32)
     _max_pool[_blocks(y)](x, y, winner, y.numel(), *_sizes(x, y, pooling), pooling.relu, BLOCK)
     return y, winner
 
@@ -97,6 +97,7 @@ def convolves(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and weight.shape[3] == size
         and (stride, padding, dilation, groups) == ((1, 1), (size // 2, size // 2), (1, 1), 1)
         and weight.shape[0] in CHANNELS
+        and x.numel() // x.shape[1] * max(CHANNELS) < 2**31
         and (x.shape[1] in CHANNELS or (x.shape[1] == 3 and not x.requires_grad))
     )
 
@@ -147,7 +148,7 @@ def sgd(
 ) -> None:
     """A step of `solvers.CaffeSGD` in place; the three of a parameter are float32 and lie alike in memory."""
     for w, g, v in zip(params, grads, velocities, strict=True):
-        _sgd[_blocks(w)](w, g, v, lr, w.numel(), isinstance(lr, Tensor), momentum, decay, BLOCK)
+        _sgd[_blocks(w)](w, g, v, lr, momentum, decay, w.numel(), isinstance(lr, Tensor), BLOCK)
 
 
 def _launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, backward: bool) -> None:
@@ -197,7 +198,7 @@ def _max_pool(
     if RELU:
         place, best = tl.where(best <= 0, -1, place), tl.where(best <= 0, 0.0, best)
     tl.store(y + j, best, here)
-    tl.store(winner + j, place.to(tl.int8), here)
+    tl.store(winner + j, place.to(winner.dtype.element_ty), here)
 
 
 @triton.jit
@@ -408,14 +409,11 @@ def _add_up(
 
 
 @triton.jit
-def _sgd(
-    w, g, v, lr, count,
-    ON_DEVICE: tl.constexpr, MOMENTUM: tl.constexpr, DECAY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _sgd(w, g, v, lr, momentum, decay, count, ON_DEVICE: tl.constexpr, BLOCK: tl.constexpr):
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = j < count
     weight = tl.load(w + j, here)
     rate = tl.load(lr).to(tl.float32) if ON_DEVICE else lr
-    velocity = MOMENTUM * tl.load(v + j, here) + rate * (tl.load(g + j, here) + DECAY * weight)
+    velocity = momentum * tl.load(v + j, here) + rate * (tl.load(g + j, here) + decay * weight)
     tl.store(v + j, velocity, here)
     tl.store(w + j, weight - velocity, here)

@@ -100,7 +100,8 @@ class Conv2d(nn.Conv2d):
         options = self.stride, self.padding, self.dilation, self.groups
         if mixed and x.dtype == torch.float32:  # as autocast does before it convolves
             x = x.to(torch.get_autocast_dtype(device))
-        found = kernels.convolving(x, self.weight, *options) if usual else None
+        fits = usual and (mixed or x.dtype == self.weight.dtype)
+        found = kernels.convolving(x, self.weight, *options) if fits else None
         if found is not None:
             return _CompiledConvolve.apply(x, self.weight, self.bias, found)
         if usual and device in ("cpu", "cuda") and self.bias is not None and not mixed:
