@@ -76,13 +76,12 @@ def serving(x: Tensor) -> Any:
     device = x.device.type
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if device == "cuda":
-        if x.dim() != 4 or x.device.index != torch.cuda.current_device():
-            return None
+    if device == "cuda" and x.dim() == 4 and x.device.index == torch.cuda.current_device():
         found = _on_gpu()
         fits = found is None or found.takes(x)
     else:
-        found, fits = _on_cpu(), takes(x)
+        fits = takes(x)
+        found = _on_cpu() if fits else None
     _asked = device if fits else _asked
     return found if fits else None
 
