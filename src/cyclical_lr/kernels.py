@@ -95,13 +95,17 @@ def convolving(x: Tensor, weight: Tensor, *options: Any) -> Any:
 def stepping(params: Sequence[Tensor], grads: Sequence[Tensor], velocities: Sequence[Tensor]) -> Any:
     """The module whose `sgd` takes these, gpu_kernels, or None: they are float32 on the GPU and lie alike in memory."""
 
+    device = params[0].device
+    if device.type != "cuda" or device.index != torch.cuda.current_device():
+        return None
+
     def fits(p: Tensor, *others: Tensor) -> bool:
         dense = p.is_contiguous() or (p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last))
         return dense and all(
-            t.device.type == "cuda" and t.dtype == torch.float32 and t.stride() == p.stride() for t in (p, *others)
+            t.device == device and t.dtype == torch.float32 and t.stride() == p.stride() for t in (p, *others)
         )
 
-    if not all(map(fits, params, grads, velocities)) or params[0].device.index != torch.cuda.current_device():
+    if not all(map(fits, params, grads, velocities)):
         return None
     return _on_gpu()
 
