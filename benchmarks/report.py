@@ -116,7 +116,7 @@ def main() -> int:
         def decide() -> headline.Report:
             report = headline.make_report(paper, results)
             markup.write_tables(results_dir, paper, report.tables)
-            markup.write_claims(results_dir, paper, report.verdicts)
+            markup.write_claims(results_dir, paper, results, report.verdicts)
             return report
 
         def draw() -> list[Path]:

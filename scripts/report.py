@@ -64,7 +64,7 @@ def report(cfg: DictConfig) -> Sequence[str]:
     written = [
         collect.write_runs(results_dir, results),
         *markup.write_tables(results_dir, paper, said.tables),
-        markup.write_claims(results_dir, paper, said.verdicts),
+        markup.write_claims(results_dir, paper, results, said.verdicts),
     ]
     drawn, not_drawn = gallery.draw_all(names, said, CONF, figures_dir)
     written += drawn

@@ -173,6 +173,7 @@ def test_a_line_is_the_mean_over_the_seeds_and_its_band_their_range_where_all_we
     (line,) = [line for line in axes.lines if line.get_label().startswith("exp:")]
     assert line.get_label().endswith("(n = 3, 1 diverged)")
     assert line.get_xydata().tolist() == [[0, 11], [1_000, 63], [70_000, 78]]
+    assert "range of the seeds" in texts(axes.figure)
     (band,) = axes.collections
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
     assert corners == {(0, 10), (0, 12), (1_000, 60), (1_000, 66), (70_000, 77), (70_000, 79)}
@@ -188,11 +189,17 @@ def test_of_a_users_runs_those_that_are_done_are_drawn_and_the_others_counted(ad
     (line, nothing) = figure.axes[0].lines
     assert line.get_xdata().tolist() == [0, 1000, 2000] and not len(nothing.get_xdata())
     assert "mine (n = 1, 1 diverged)" in texts(figure) and "yours (n = 0, 1 failed)" in texts(figure)
+    assert "range of the seeds" not in texts(figure)
+    add_run("mine", 2, {0: 10.0, 1000: 51.0, 2000: 61.0}, config=whole)
+    results = collect.collect(tmp_path)
+    figure = figures.accuracy_and_lr([(run, results.curves[id_]) for id_, run in results.records.items()], "Mine")
+    assert "range of the seeds" in texts(figure)
 
 
 def test_one_seed_has_no_band(add_run, tmp_path):
     add_run("cifar10_exp", 0, {0: 10.0, 70_000: 78.0})
-    assert not paper_figures.draw(4, collect.collect(tmp_path), CONF).axes[0].collections
+    figure = paper_figures.draw(4, collect.collect(tmp_path), CONF)
+    assert not figure.axes[0].collections and "range of the seeds" not in texts(figure)
 
 
 def test_dots_mark_the_cycle_ends_that_were_reached_and_dotted_lines_the_drops(add_run, tmp_path):

@@ -207,7 +207,7 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     (tmp_path / "benchmarks" / "solvers-a-cpu.json").write_text(json.dumps(benchmark()))
     results = collect(tmp_path)
     report = headline.Report(paper, results, verdicts.decide(paper, results), tables={})
-    page = markup.claims_page(paper, report.verdicts)
+    page = markup.claims_page(paper, results, report.verdicts)
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert "base_lr 0.001, max_lr 0.006 by drop; n = 3 | **reproduced (preliminary)**" in lines["figure3_bounds"]
     assert "share of the rise 0.943 [0.943, 0.943] (90%) | **reproduced (preliminary)**" in lines["text_three_cycles"]

@@ -102,7 +102,7 @@ def test_so_are_the_committed_tables_claims_and_runs(committed, committed_result
     written = [
         collecting.write_runs(tmp_path, committed.results),
         *markup.write_tables(tmp_path, committed.paper, committed.tables),
-        markup.write_claims(tmp_path, committed.paper, committed.verdicts),
+        markup.write_claims(tmp_path, committed.paper, committed.results, committed.verdicts),
     ]
     for path in written:
         committed_file = committed_results / path.relative_to(tmp_path)

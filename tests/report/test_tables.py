@@ -4,6 +4,7 @@ import io
 import math
 import re
 
+import cards
 import pandas as pd
 import pytest
 
@@ -168,8 +169,27 @@ def test_seconds_from_different_machines_are_remarked_on(paper, tmp_path, add_ru
     add_run("cifar10_fixed", 0, tri2(79.0), device="a gpu")
     frame = make(paper, collect(tmp_path))["time_to_target"]
     seconds = rows_of(frame, claim="table1_tri2_time_to_target", unit="train_seconds")
-    assert {row["remarks"] for row in seconds} == {"seconds from 2 kinds of device, threads, engine or layers"}
+    said = "seconds from 2 kinds of device, threads, engine or layers, which do not compare"
+    assert {row["remarks"] for row in seconds} == {said}
     assert set(frame[frame["unit"] == "iterations"]["remarks"]) == {""}
+
+
+def test_seconds_from_different_machines_have_no_speed_up(paper, tmp_path, add_run):
+    fast, slow = ({0: 10.0, 2000: first, 4000: 77.0, 6000: 77.0} for first in (77.0, 60.0))
+    for seed in range(2):
+        add_run("cifar10_tri2", seed, fast)
+        add_run("cifar10_fixed", seed, slow, device="a gpu")
+        add_run("cifar10_fixed_25k", seed, slow)
+    frame = make(paper, collect(tmp_path))["time_to_target"]
+    found = {
+        (row["label"], row["unit"]): row["speed_up"]
+        for row in rows_of(frame, claim="table1_tri2_time_to_target", target=76)
+    }
+    assert math.isnan(found["cifar10_fixed", "train_seconds"])
+    assert found["cifar10_fixed", "iterations"] == found["cifar10_fixed_25k", "train_seconds"] == 2
+    write(tmp_path, paper, collect(tmp_path))
+    text = (tmp_path / "tables" / "time_to_target.md").read_text()
+    assert "| cifar10_fixed | B | seconds of training | 200 (2/2) |" in text
 
 
 def test_an_infinite_speed_up_has_its_interval_where_it_is_not_certain():
@@ -207,7 +227,8 @@ def test_seconds_of_one_label_on_different_machines_are_remarked_on_where_no_cla
     remarks = {unit: set(rows["remarks"]) for unit, rows in frame[frame["label"] == "cifar10_decay"].groupby("unit")}
     (spacing,) = remarks["iterations"]
     assert spacing.startswith("evaluated every")
-    assert remarks["train_seconds"] == {f"{spacing}; seconds from 2 kinds of device, threads, engine or layers"}
+    said = "seconds from 2 kinds of device, threads, engine or layers, which do not compare"
+    assert remarks["train_seconds"] == {f"{spacing}; {said}"}
 
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -216,7 +237,7 @@ def test_seconds_of_one_label_on_different_machines_are_remarked_on_where_no_cla
 def write(folder, paper, results):
     decided = verdicts.decide(paper, results)
     written = markup.write_tables(folder, paper, tables.make_tables(paper, results, decided))
-    return [*written, markup.write_claims(folder, paper, decided)]
+    return [*written, markup.write_claims(folder, paper, results, decided)]
 
 
 def test_everything_is_written_with_the_same_bytes_every_time(paper, headline, tmp_path):
@@ -330,8 +351,20 @@ def test_a_claim_says_what_its_controls_are_and_what_they_decided(paper, tmp_pat
     assert "difference +0.00 [-0.17, +0.17] (90%); p = 0.0018, Holm = 0.009" in line
 
 
+def test_a_claim_that_is_read_in_mid_cycle_says_what_there_is_where_cycles_end(paper, tmp_path, add_run):
+    schedule = cards.plan("cifar10_exp_range")["schedule"]
+    for seed in range(3):
+        rows = {0: 10.0, 40_000: 81.0, 42_000: 79.0 + seed / 10, 44_000: 81.5}
+        add_run("cifar10_exp_range", seed, rows, config={"schedule": schedule})
+    results = collect(tmp_path)
+    (verdict,) = [each for each in verdicts.decide(paper, results) if each.id == "table1_exp_range"]
+    there = "mid-cycle (81.00 at 40,000 and 81.50 at 44,000, where cycles end)"
+    told = markup.our_numbers(paper, results, verdict)
+    assert told.startswith(f"cifar10_exp_range 79.10 at 42,000 (n = 3, {there}); paper 82.2, expected within [")
+
+
 def test_the_head_counts_the_papers_claims_alone(paper, headline):
-    page = markup.claims_page(paper, verdicts.decide(paper, headline))
+    page = markup.claims_page(paper, headline, verdicts.decide(paper, headline))
     (counted,) = re.findall(r"^Of the paper's claims: (.*)\.$", page, re.MULTILINE)
     numbers = {text: int(count) for count, text in (part.split(" ", 1) for part in counted.split(", "))}
     assert sum(numbers.values()) == sum(claim["source"] == "paper" for claim in paper.claims)

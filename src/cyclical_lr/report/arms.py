@@ -46,7 +46,7 @@ ARMS = {
     "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
     "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN),
     "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY),
-    "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE),
+    "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE, DASHED),
     # Figure 6
     "cifar10_bn_fixed": Arm("fixed at 0.001", BLUE),
     "cifar10_bn_clr": Arm("CLR: triangular, 0.001 to 0.006", VERMILLION),

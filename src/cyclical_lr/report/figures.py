@@ -17,6 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from cyclical_lr.policy import Schedule
 from cyclical_lr.range_test import Bounds, Curve
@@ -97,7 +98,7 @@ def seeds_band(
     axes.plot(x, accuracy.mean(axis=0), color=arm.colour, ls=arm.line, label=label, zorder=3)
     if len(curves) > 1:
         low, high = accuracy.min(axis=0), accuracy.max(axis=0)
-        axes.fill_between(x, low, high, color=arm.colour, alpha=0.25, lw=0, zorder=2)
+        axes.fill_between(x, low, high, color=arm.colour, alpha=0.25, lw=0, zorder=2, gid="range")
     if schedule is not None and common:
         ends = cycle_ends(schedule, common[-1])
         at_ends = [np.interp(ends, common, values) for values in (x, accuracy.mean(axis=0))]
@@ -106,11 +107,12 @@ def seeds_band(
 
 # The legends ----------------------------------------------------------------------------------------------------------
 
-MARKS = {
+MARKS: dict[str, Artist] = {
     "cycle ends": Line2D([], [], color=GREY, ls="none", marker="o", ms=2.6, label="end of a cycle"),
     "drops": Line2D([], [], color=GREY, ls=":", lw=0.8, label="LR drop"),
     "digitised": Line2D([], [], color=GREY, ls="none", marker="o", ms=4, mfc="white", label="paper, digitised"),
     "tables": Line2D([], [], color=GREY, ls="none", marker="*", ms=7, mec="white", label="paper, table"),
+    "range": Patch(color=GREY, alpha=0.25, lw=0, label="range of the seeds"),
 }
 """What a mark means, by the gid of the artists that are such marks."""
 
@@ -118,10 +120,11 @@ MARKS = {
 def legends(figure: Figure, axes: Axes, notes: Sequence[str] = (), above: bool = False) -> None:
     """What the marks mean, the arms and small print; the figure grows by as much.
 
-    The marks stand above the axes in a line, the rest below; with `above` everything stands there, one below the other.
+    The marks stand above the axes, three in a line, the rest below; with `above` all stand there, one below the other.
     """
     present = {artist.get_gid() for artist in axes.get_children()}
     marks: list[Artist] = [mark for gid, mark in MARKS.items() if gid in present]
+    rows = -(-len(marks) // 3)
     arms: list[Artist] = axes.get_legend_handles_labels()[0]
     wrapped = ["\n".join(textwrap.wrap(note, 62)) for note in notes]
     small: list[Artist] = [Line2D([], [], ls="none", label=note) for note in wrapped]
@@ -131,10 +134,10 @@ def legends(figure: Figure, axes: Axes, notes: Sequence[str] = (), above: bool =
         names = figure.legend(handles=arms + small, loc="outside lower center")
         line: Any = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 1.0, "fontsize": 6.5}
         if marks:
-            figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), **line)
+            figure.legend(handles=marks, loc="outside upper center", ncols=-(-len(marks) // rows), **line)
     for text in names.get_texts()[len(names.get_texts()) - len(small) :]:
         text.set(fontsize=6, color=GREY)
-    lines = len(arms) + (len(marks) if above else bool(marks)) + sum(note.count("\n") + 1 for note in wrapped)
+    lines = len(arms) + (len(marks) if above else rows) + sum(note.count("\n") + 1 for note in wrapped)
     figure.set_figheight(figure.get_figheight() + LINE * lines)
 
 
@@ -186,7 +189,9 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
         below.set_ylim(bottom=0)
         below.xaxis.set_major_formatter(thousands)
         figure.align_ylabels()
-        figure.legend(loc="outside lower center", title=shared, title_fontsize="small")
+        bands = [MARKS["range"]] if any(artist.get_gid() == "range" for artist in above.get_children()) else []
+        handles: list[Artist] = [*above.get_legend_handles_labels()[0], *bands]
+        figure.legend(handles=handles, loc="outside lower center", title=shared, title_fontsize="small")
         figure.suptitle(title, fontsize=8)
     return figure
 

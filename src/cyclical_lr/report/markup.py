@@ -10,6 +10,8 @@ import pandas as pd
 from cyclical_lr.range_test import Bounds
 from cyclical_lr.records import write_atomic
 from cyclical_lr.report import wording
+from cyclical_lr.report.collect import Results
+from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.tables import NUMBERS, PHASE, RATIOS
@@ -55,10 +57,10 @@ def write_tables(results_dir: Path, paper: Paper, tables: Mapping[str, pd.DataFr
     return written
 
 
-def write_claims(results_dir: Path, paper: Paper, verdicts: Sequence[Verdict]) -> Path:
+def write_claims(results_dir: Path, paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> Path:
     """Write claims.md."""
     path = results_dir / "claims.md"
-    write_atomic(path, claims_page(paper, verdicts).encode())
+    write_atomic(path, claims_page(paper, results, verdicts).encode())
     return path
 
 
@@ -139,7 +141,7 @@ def _presented_times(frame: pd.DataFrame) -> pd.DataFrame:
             text = NOT_RUN
             if row["runs"]:
                 text = f"{wording.time(row['median'])} ({row['reached']}/{row['runs']})"
-                if role in ("B", "beside"):
+                if role in ("B", "beside") and not (unit == "train_seconds" and math.isnan(row["speed_up"])):
                     text += f"; {wording.speed_up(row['speed_up'], Interval(row['low'], row['high']))}"
             out[f"{row['target']:g} %"] = text
         rows.append({**out, "remarks": remarks})
@@ -207,9 +209,9 @@ def tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {text}" for text, count in counts.items())
 
 
-def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
+def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> str:
     """Every claim in one line, by family: the claim, our numbers, the verdict, the controls."""
-    seeds = paper.verdicts["seeds"]
+    seeds, confidence = paper.verdicts["seeds"], paper.rule("time_to_target")["bootstrap"]["confidence"]
     counts = claims_by_verdict(verdicts)
     parts = [
         "# Claims\n",
@@ -219,7 +221,7 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
         f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides. p "
         "is of the claim, “opposite p” of its reverse, and “Holm” either of them after correction within the family; "
         "“not reproduced” rests on the interval alone. Intervals of "
-        f"speed-ups are bootstrapped over seeds ({paper.rule('time_to_target')['bootstrap']['confidence']:.0%}). The "
+        f"speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; of three, they are too narrow). The "
         "last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(counts)}.\n",
     ]
@@ -228,7 +230,7 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
         rows = [
             [
                 " ".join(f"`{verdict.id}`: {claim['text']} ({claim['place']}) {claim.get('note', '')}".split()),
-                our_numbers(paper, verdict),
+                our_numbers(paper, results, verdict),
                 f"**{verdict.finding.text}**",
                 controls_say(verdict, by_control),
             ]
@@ -239,13 +241,14 @@ def claims_page(paper: Paper, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(parts)
 
 
-def our_numbers(paper: Paper, verdict: Verdict) -> str:
+def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
+    """What a verdict rests on; of a cell that is read in mid-cycle, what it has where cycles end."""
     found, rule = verdict.finding, verdict.claim["rule"]
+    cells = [wording.cell(cell, mid_cycle(results, cell.label, cell.iteration)) for cell in verdict.cells]
     if found.verdict == NOT_RUN:
-        return "; ".join(wording.cell(cell) for cell in verdict.cells)
+        return "; ".join(cells)
     if rule == "number":
-        (cell,), value = verdict.cells, paper.rows[verdict.claim["row"]]["accuracy"]
-        text = f"{wording.cell(cell)}; paper {wording.quoted(value)}"
+        text = f"{cells[0]}; paper {wording.quoted(paper.rows[verdict.claim['row']]['accuracy'])}"
         if found.prediction is not None:
             text += f", expected within {wording.interval(found.prediction)}"
             text += f"; paper - ours {wording.difference(found.difference, found.interval)}"
@@ -253,11 +256,12 @@ def our_numbers(paper: Paper, verdict: Verdict) -> str:
     if rule == "time_to_target":
         ratios = [time for time in verdict.times if time.role == "B" and time.unit == "iterations"]
         speed_ups = [f"{time.target:g} % {wording.speed_up(time.speed_up, time.interval)}" for time in ratios]
-        return "; ".join([f"speed-up in iterations: {', '.join(speed_ups)}", *verdict.remarks])
+        runs = " and ".join(str(cell.n) for cell in verdict.cells)
+        return "; ".join([f"speed-up in iterations: {', '.join(speed_ups)} (n = {runs})", *verdict.remarks])
     if rule == "bounds":
         found_by = [_bounds_found(name, each) for name, each in verdict.ceilings.items()]
         return "; ".join([*found_by, *verdict.remarks, f"n = {found.n}"])
-    text = "; ".join(wording.cell(cell) for cell in verdict.cells)
+    text = "; ".join(cells)
     if verdict.ratios:
         intervals = [wording.interval(each.interval, "{:.3f}".format) for each in verdict.ratios]
         named = [f"{each.name} {each.value:.3f} {ends}" for each, ends in zip(verdict.ratios, intervals, strict=True)]

@@ -248,9 +248,10 @@ def _plot(
         if curves or label in {curve["experiment"] for curve in shown["curves"]}:
             for t in drops(*schedule_of(conf, label)):
                 dropping[t].add(arm.colour)
+        line = "-" if label == paper_figure.arms[0] else ":"
         for i, run in enumerate(runs := results.caffe.get(label, ())):
             name = "_" * (i > 0) + wording.caffe(arm.name, len(runs))
-            axes.plot(*zip(*run.items(), strict=True), color="black", lw=0.7, label=name, zorder=3)
+            axes.plot(*zip(*run.items(), strict=True), color="black", ls=line, lw=0.7, label=name, zorder=3)
     for t, colours in dropping.items():  # grey where the LRs of several arms drop
         axes.axvline(t, color=colours.pop() if len(colours) == 1 else GREY, lw=0.8, ls=":", zorder=0, gid="drops")
     return drawn

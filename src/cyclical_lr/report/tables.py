@@ -22,7 +22,7 @@ from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
 from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper, experiments_of
-from cyclical_lr.report.times import TimeToTarget, common_grid, curves_of, times_to_target
+from cyclical_lr.report.times import TimeToTarget, clocks_of, common_grid, curves_of, times_to_target
 from cyclical_lr.report.verdicts import NOT_RUN, Verdict, number
 
 DESCRIBED_BY = {
@@ -286,6 +286,6 @@ def _time_row(claim: str, time: TimeToTarget, remarks: str) -> dict[str, Any]:
 def _clocks(results: Results, labels: Sequence[str]) -> str:
     """A warning where seconds do not compare."""
     runs = [record for label in dict.fromkeys(labels) for record in results.by_label.get(label, [])]
-    clocks = {record.clock for record in runs}
-    kinds = f"seconds from {len(clocks)} kinds of device, threads, engine or layers" if len(clocks) > 1 else ""
-    return ", ".join(filter(None, [kinds, wording.paces(runs)]))
+    kinds = len(clocks_of(results, labels))
+    said = f"seconds from {kinds} kinds of device, threads, engine or layers, which do not compare" if kinds > 1 else ""
+    return ", ".join(filter(None, [said, wording.paces(runs)]))

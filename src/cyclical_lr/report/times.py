@@ -1,7 +1,7 @@
 """Time to target: the measurement that conf/paper/verdicts.yaml lays down, on the curves of the runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class TimeToTarget:
     target: float
     unit: str  # iterations or train_seconds
     times: tuple[float, ...]  # one per run, finished or diverged
-    speed_up: float  # median of this cell over the median of A; nan where undefined, and for A itself
+    speed_up: float  # median of this cell over that of A; nan for A itself, where undefined, and of seconds that differ
     interval: Interval
 
     @property
@@ -34,19 +34,24 @@ class TimeToTarget:
 
 
 def measure_times(paper: Paper, results: Results, claim: Mapping[str, Any]) -> tuple[TimeToTarget, ...]:
-    """The times of a claim's cells to each target of their network, on the evaluations that all of them have."""
+    """The times of a claim's cells to each target of their network, on the evaluations that all of them have.
+
+    Seconds of machines, engines or layers that differ have no ratio.
+    """
     rule = paper.rule("time_to_target")
     shown = [*claim["operands"], *claim.get("beside", [])]
     roles = ["A", "B", *("beside" for _ in shown[2:])]
     curves = [curves_of(results, each["experiment"], each["iteration"]) for each in shown]
+    clocks = [clocks_of(results, {shown[0]["experiment"], each["experiment"]}) for each in shown]
     grid = common_grid([curve for cell in curves for curve in cell])
     out = []
     for target in targets(paper, shown[0]["experiment"]):
         for unit in rule["units"]:
             times = [times_to_target(cell, target, unit, grid) for cell in curves]
-            for role, each, ours in zip(roles, shown, times, strict=True):
+            for role, each, ours, both in zip(roles, shown, times, clocks, strict=True):
+                compared = role != "A" and (unit != "train_seconds" or len(both) == 1)
                 a = statistics.median(times[0])
-                ratio = statistics.ratio(statistics.median(ours), a) if role != "A" else math.nan
+                ratio = statistics.ratio(statistics.median(ours), a) if compared else math.nan
                 interval = statistics.UNDEFINED
                 if not math.isnan(ratio):
                     interval = statistics.bootstrap_ratio_of_medians(ours, times[0], **rule["bootstrap"])
@@ -58,6 +63,11 @@ def targets(paper: Paper, experiment: str) -> list[float]:
     """The targets (percent) fixed for the network of an experiment; none where none were."""
     networks = {row.get("experiment"): row["architecture"] for row in paper.rows.values() if "architecture" in row}
     return paper.rule("time_to_target")["targets"].get(networks.get(experiment), [])
+
+
+def clocks_of(results: Results, labels: Iterable[str]) -> set[tuple[str, ...]]:
+    """What the seconds of these labels' runs depend on, each kind once (`Record.clock`)."""
+    return {record.clock for label in labels for record in results.by_label.get(label, [])}
 
 
 def curves_of(results: Results, label: str, until: int) -> list[list[CurveRow]]:

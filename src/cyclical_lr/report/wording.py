@@ -82,12 +82,13 @@ def paces(records: Iterable[Record]) -> str:
     return f"{min(milliseconds):.0f} to {max(milliseconds):.0f} ms an iteration"
 
 
-def cell(ours: Cell) -> str:
-    """A cell in one phrase: label, mean, iteration, n, and what went wrong."""
+def cell(ours: Cell, *more: str) -> str:
+    """A cell in one phrase: label, mean, iteration, n, what went wrong, and more to know of it."""
     if not ours.runs:
         return f"{ours.label} {NOT_RUN}"
     value = number(statistics.mean(ours.values)) or "not measured"
-    return f"{ours.label} {value} at {ours.iteration:,} ({', '.join([f'n = {ours.n}', *ours.remarks])})"
+    said = ", ".join([f"n = {ours.n}", *ours.remarks, *filter(None, more)])
+    return f"{ours.label} {value} at {ours.iteration:,} ({said})"
 
 
 def pipes(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
