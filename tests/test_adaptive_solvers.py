@@ -273,6 +273,8 @@ def test_adam_refuses_parameters_of_a_type_that_cannot_count_its_steps(dtype):
         (caffe_adam, "momentum2", -0.1),
         (caffe_rmsprop, "rms_decay", 1.5),
         *((solver, "weight_decay", -1.0) for solver, *_ in METHODS.values()),
+        (caffe_adam, "momentum", None),
+        (caffe_adam, "weight_decay", None),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(solver, key, value):

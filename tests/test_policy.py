@@ -190,7 +190,7 @@ VALID = {
 }
 
 BAD = {
-    "base_lr": [-0.1, math.nan, math.inf, "0.1", None, True],
+    "base_lr": [-0.1, math.nan, math.inf, 10**400, "0.1", None, True],
     "max_lr": [-0.2, math.nan, "0.2", None],
     "min_lr": [-0.01, math.inf],
     "stepsize": [0, -5, 2000.0, 2.5, "2000", None, True],

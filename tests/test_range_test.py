@@ -176,10 +176,14 @@ def test_thresholds_grow_with_the_noise():
         ("roughness", math.nan),
         ("fall", 0.0),
         ("sustained", 1),
+        ("sustained", 2.5),
+        ("noise", math.inf),
+        ("margin", None),
+        ("chance", "x"),
     ],
 )
 def test_a_threshold_that_decides_nothing_is_refused_by_name(threshold, value):
-    with pytest.raises(ValueError, match=f"thresholds.{threshold}: expected .*got {value}; the default is"):
+    with pytest.raises(ValueError, match=f"thresholds.{threshold}: expected .*got {value!r}; the default is"):
         Thresholds(**{threshold: value})
 
 

@@ -260,5 +260,7 @@ def _build() -> Path:
             compile_, link = ([*FLAGS, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", linked])
             for arguments in (compile_, link):
                 subprocess.run([*COMPILER, *arguments], check=True, capture_output=True, text=True)
+            with Path(linked).open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut could leave an empty file of that name
             Path(linked).replace(library)
     return library

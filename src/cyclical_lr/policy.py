@@ -97,7 +97,7 @@ def _number(accept: Callable[[float], bool], expected: str, remedy: str) -> Rule
             raise refusal(key, expected, value, remedy)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise refusal(key, expected, value, remedy) from None
         if not (math.isfinite(number) and accept(number)):
             raise refusal(key, expected, value, remedy)

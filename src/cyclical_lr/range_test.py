@@ -112,20 +112,22 @@ class Thresholds:
     sustained: int = 3
 
     def __post_init__(self) -> None:
-        def check(key: str, fine: bool, expected: str) -> None:
+        def check(key: str, fits: Callable[[Any], bool], expected: str) -> None:
+            value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
+            try:
+                fine = (value is None and default is None) or fits(value)
+            except TypeError:  # no number
+                fine = False
             if not fine:
-                raise ValueError(
-                    f"thresholds.{key}: expected {expected}, got {getattr(self, key)!r}; "
-                    f"the default is {type(self).__dataclass_fields__[key].default}"
-                )
+                raise ValueError(f"thresholds.{key}: expected {expected}, got {value!r}; the default is {default}")
 
-        check("chance", self.chance is None or 0 <= self.chance < 100, "percent, from 0 to below 100, or None")
+        check("chance", lambda x: 0 <= x < 100, "percent, from 0 to below 100, or None")
         for key in ("margin", "fall", "slowdown"):
-            check(key, 0 < getattr(self, key) < 1, "a fraction between 0 and 1, both excluded")
+            check(key, lambda x: 0 < x < 1, "a fraction between 0 and 1, both excluded")
         for key in ("noise", "roughness"):
-            check(key, getattr(self, key) > 0, "a number above 0")
-        check("min_rise", self.min_rise is None or self.min_rise > 0, "a number above 0, or None")
-        check("sustained", self.sustained >= 2, "an integer of at least 2")
+            check(key, lambda x: 0 < x < math.inf, "a number above 0")
+        check("min_rise", lambda x: 0 < x < math.inf, "a number above 0, or None")
+        check("sustained", lambda x: isinstance(x, Integral) and int(x) >= 2, "an integer of at least 2")
 
     @property
     def learnt(self) -> float:

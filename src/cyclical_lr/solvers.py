@@ -31,10 +31,9 @@ def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True
     Returns:
         torch parameter groups with `lr_mult` and `weight_decay` (already times decay_mult), in order of appearance.
     Raises:
-        ValueError: a negative weight_decay.
+        ValueError: a negative weight_decay, or none.
     """
-    if weight_decay < 0:
-        raise ValueError(f"solver.weight_decay: expected a number >= 0, got {weight_decay}")
+    _check("weight_decay", weight_decay, lambda x: x >= 0, "a number >= 0")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # modules may share one
     for module in model.modules():
@@ -64,22 +63,25 @@ class Solver(Optimizer, ABC):
     """What the methods share: weight decay in the gradient, then w -= the method's update value.
 
     Everything that a step reads or changes is a tensor on the parameters' device, the LR too where `set_lr` gave one.
+    The weight decay is added to the gradients in place, as Caffe does: after a step they are not the loss's alone.
 
     Args:
         params: parameters or groups; a group may have its own lr and weight_decay.
         options: lr, weight_decay and what the method adds; the defaults of the groups.
 
     Raises:
-        ValueError: a momentum or decay outside [0, 1), or a delta that is not above 0; the message names the key.
+        ValueError: a momentum or decay outside [0, 1), a negative lr or weight_decay, or a delta that is not above 0;
+            the message names the key.
     """
 
     takes_tensor_lr = True
 
     def __init__(self, params: Any, **options: float) -> None:
         for key in ("momentum", "momentum2", "rms_decay"):
-            _check_decay(key, options.get(key, 0.0))
-        if not options.get("delta", 1.0) > 0:
-            raise ValueError(f"solver.delta: expected a number > 0, such as Caffe's 1e-8, got {options['delta']}")
+            _check(key, options.get(key, 0.0), lambda x: 0 <= x < 1, "a number in [0, 1)")
+        for key in ("lr", "weight_decay"):
+            _check(key, options.get(key, 0.0), lambda x: x >= 0, "a number >= 0")
+        _check("delta", options.get("delta", 1.0), lambda x: x > 0, "a number > 0, such as Caffe's 1e-8")
         super().__init__(params, options)
 
     @torch.no_grad()
@@ -400,9 +402,13 @@ def torch_sgd(
     return TorchSGD(param_groups(model, weight_decay, multipliers), momentum=momentum, nesterov=nesterov)
 
 
-def _check_decay(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"solver.{key}: expected a number in [0, 1), got {value}")
+def _check(key: str, value: Any, fits: Callable[[Any], bool], expected: str) -> None:
+    try:
+        fine = bool(fits(value))
+    except TypeError:  # no number
+        fine = False
+    if not fine:
+        raise ValueError(f"solver.{key}: expected {expected}, got {value!r}")
 
 
 def _of_type(lr: float | Tensor, tensors: Tensors) -> float | Tensor:

@@ -27,7 +27,8 @@ from small_runs import (
 )
 
 from cyclical_lr import records, solvers
-from cyclical_lr.training.callbacks import Interrupts
+from cyclical_lr.training.callbacks import Interrupts, restore_checkpoint, save_checkpoint
+from cyclical_lr.training.module import Classifier, Member
 
 LONG = ("iterations=26", "eval_every=8")  # 2.6 epochs of 10, 4.3 cycles of 6
 EVERY_ITERATION = "checkpoint_seconds=0"
@@ -202,6 +203,17 @@ def test_a_run_that_begins_again_beside_unusable_checkpoints_can_be_cut_again(tm
     assert not set(damaged) & set(checkpoints(tmp_path, stopped))
 
 
+@pytest.mark.parametrize("saved", [(40, 45, 55), (45, 50, 55)])  # past the iteration of the unusable one, and at it
+def test_an_unusable_checkpoint_is_none_of_the_two_that_are_kept(tmp_path, saved):
+    network = torch.nn.Linear(1, 1)
+    member = Member("run", "label", 0, network, torch.optim.SGD(network.parameters(), 0.1), segments=[{}])
+    (tmp_path / "checkpoint-000000050.pt").write_bytes(b"half of it")
+    assert not restore_checkpoint(tmp_path, member)
+    for member.iteration in saved:
+        save_checkpoint(tmp_path, member)
+    assert [checkpoint(path)["iteration"] for path in sorted(tmp_path.iterdir())] == list(saved[1:])
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path, train, stopped, unbroken, caplog):
     other = train("seed=7", "iterations=11")[0].run_id
     shutil.copy(checkpoints(tmp_path, other)[-1], tmp_path / "runs" / stopped)
@@ -300,6 +312,34 @@ def test_an_interrupted_run_leaves_no_record_and_continues_where_it_stopped(tmp_
     assert outcome.record.status == "done"
     assert continued_at(outcome) == [0, int(stopped.replace(",", ""))] and continued_at(outcome)[1] >= 100
     assert_same_bits(tmp_path, straight, run_id)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_in_an_evaluation_continues_there(tmp_path, train, unbroken, monkeypatch, signum):
+    straight, _ = unbroken(*LONG)
+    step = Classifier.validation_step
+
+    def interrupted(module, batch, number):
+        if module.iteration == 8 and number == 0:
+            signal.raise_signal(signum)
+        step(module, batch, number)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+        patched.setattr(Classifier, "validation_step", interrupted)
+        train(*LONG)
+    assert left.value.code == 128 + signum
+    (outcome,) = train(*LONG)
+    assert continued_at(outcome) == [0, 8]
+    assert_same_bits(tmp_path, straight, outcome.run_id)
+
+
+def test_a_shell_that_ignores_interrupts_for_a_run_in_the_background_is_obeyed():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_interrupt_waits_for_the_end_of_a_step_and_the_second_does_not():

@@ -16,6 +16,7 @@ from cyclical_lr import records
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
 from cyclical_lr.training import provenance
+from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import COMMIT, DIRTY
 
 EVERY_ITERATION = "checkpoint_seconds=0"
@@ -185,6 +186,21 @@ def test_a_failed_run_is_recorded_with_its_message_and_run_again_on_the_next_cal
     assert outcome.record.status == "done" and outcome.record.message == ""
     assert records.read_record(path) == outcome.record
     assert [segment["iteration"] for segment in outcome.record.segments] == [0, 7]
+
+
+def test_a_run_whose_device_no_longer_answers_is_recorded_with_what_failed_first(tmp_path, train, monkeypatch):
+    stop = Classifier.stop_clock
+
+    def dead(module):
+        if module.iteration >= 7:
+            raise RuntimeError("the GPU does not answer")
+        stop(module)
+
+    monkeypatch.setattr(Classifier, "stop_clock", dead)
+    with cut(batch=8, error=RuntimeError("the cat sat on the cable")), pytest.raises(RuntimeError, match="the cat"):
+        train()
+    (path,) = (tmp_path / "results" / "runs").iterdir()
+    assert records.read_record(path).message == "RuntimeError: the cat sat on the cable"
 
 
 def test_an_unreadable_record_is_named(tmp_path, train):

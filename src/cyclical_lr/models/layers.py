@@ -2,7 +2,8 @@
 
 A layer is an ordinary torch module. What Caffe's prototxt says beside it (filler, learning-rate multiplier, decay
 multiplier of each blob) is attached by `caffe_layer`, so that the network's file reads like the prototxt and the solver
-finds the multipliers where they were declared.
+finds the multipliers where they were declared. Convolution, pooling and LRN have first derivatives alone, and not under
+`torch.func`.
 """
 
 import math

@@ -53,7 +53,10 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     data = file.getvalue()
     path = folder / f"checkpoint-{member.iteration:09d}.pt"
     write_atomic(path, data + hashlib.sha256(data).digest())
-    for old in sorted(other for other in folder.glob("checkpoint-*.pt") if other <= path)[:-CHECKPOINTS_KEPT]:
+    member.unreadable.discard(path)
+    passed = sorted(other for other in folder.glob("checkpoint-*.pt") if other <= path)
+    kept = [other for other in passed if other not in member.unreadable][-CHECKPOINTS_KEPT:]
+    for old in set(passed).difference(kept):
         old.unlink(missing_ok=True)
     return path
 
@@ -84,6 +87,7 @@ def _restore_newest(folder: Path, member: Member) -> dict[str, Any] | None:
             _restore(member, state)
         except Exception as error:  # whatever is wrong with the file, the one before it may be right
             log.warning("checkpoint %s cannot be used (%s): going back to the one before, or to the start", path, error)
+            member.unreadable.add(path)
             for part, untrained in zip(parts, fresh, strict=True):  # they may have got half of the file
                 part.load_state_dict(untrained)
             continue
@@ -140,7 +144,8 @@ class Interrupts(pl.Callback):
 
     def __enter__(self) -> "Interrupts":
         self._before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread():
+        ignored = self._before is signal.SIG_IGN  # by a shell, of what it runs in the background
+        if threading.current_thread() is threading.main_thread() and not ignored:
             signal.signal(signal.SIGINT, self._ask)
         return self
 

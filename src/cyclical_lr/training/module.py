@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Member:
     started: str = ""
     segments: list[dict[str, Any]] = field(default_factory=list)
     diverged: str = ""  # why, once it has
+    unreadable: set[Path] = field(default_factory=set)  # checkpoints that could not be used
 
     def evaluation_due(self, every: int, iterations: int) -> bool:
         """Whether the curve lacks a row for the iteration at which the run stands."""

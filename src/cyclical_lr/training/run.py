@@ -5,7 +5,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from filelock import Timeout
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
@@ -298,7 +299,8 @@ def _train_together(
     except SystemExit as leave:  # how Lightning answers SIGTERM, with a code of 0, and Ctrl-C, with 1
         module.stop_clock()
         where = "from its last checkpoint"
-        if not interrupts.busy and ddp.ranks() == 1:
+        # Lightning looks for SIGTERM between two batches, of an evaluation too.
+        if (isinstance(leave, SIGTERMException) or not interrupts.busy) and ddp.ranks() == 1:
             module.sync()
             checkpoints.save(module)
             where = "there"
@@ -307,7 +309,8 @@ def _train_together(
         raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from leave
     except Exception as failure:
         error = failure
-    module.stop_clock()
+    with nullcontext() if error is None else suppress(Exception):  # of a GPU that failed and does not answer
+        module.stop_clock()
     if ddp.rank() > 0:
         if error is not None:
             raise error
