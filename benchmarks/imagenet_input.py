@@ -8,7 +8,7 @@ the system's cache) to a batch; torchvision.io.decode_jpeg alone, on the same fi
 for the training device, mirroring and subtracting the mean, which in training overlaps with the workers.
 Printed are images per second, and the ratio chunk by chunk. The batch's memory is reused; "new batch" is without that:
 the difference is the price of fresh memory on the machine at hand. "a worker" is a DataLoader's process of its own,
-with all that it does for its batches, by the CPU seconds that the system counted for it.
+with all that it does for its batches, by the CPU seconds that the system counted for it; their memory is reused too.
 """
 
 import gc
@@ -28,7 +28,9 @@ from torchvision.io import decode_jpeg, read_file
 from cyclical_lr.data.imagenet import ImageNetData, Order, Reader
 from cyclical_lr.training import provenance
 
-BATCH, CHUNKS = 256, 21  # the first chunk warms up
+BATCH, CHUNKS = 256, 49  # the first chunk warms up
+WORKERS_CHUNKS, FIRST = 12, 4
+"""As many of them one worker has, then come the next chunks and the next worker; its first ones fill new memory."""
 
 
 def decode_alone(files: Iterable[Tensor]) -> None:
@@ -37,7 +39,7 @@ def decode_alone(files: Iterable[Tensor]) -> None:
 
 
 def worker_seconds(data: ImageNetData, orders: Sequence[Order]) -> float:
-    """CPU seconds of one DataLoader's worker for these batches, without what it takes to start and end one."""
+    """CPU seconds of one DataLoader's worker for these batches, without those of its start, first ones and end."""
 
     def child(few: Sequence[Order]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -48,7 +50,7 @@ def worker_seconds(data: ImageNetData, orders: Sequence[Order]) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    return (child(orders) - child(orders[:1])) * len(orders) / (len(orders) - 1)
+    return (child(orders) - child(orders[:FIRST])) * len(orders) / (len(orders) - FIRST)
 
 
 def main(root: str) -> None:
@@ -65,16 +67,18 @@ def main(root: str) -> None:
         work()
         return time.process_time() - start
 
-    decoding, reused, fresh, cropping = [], [], [], []
-    for order in orders:
+    decoding, reused, fresh, cropping, worked = [], [], [], [], []
+    for number, order in enumerate(orders):
         files = [read_file(reader.images.path(sample)) for sample in order["samples"]]
         decoding.append(seconds(partial(decode_alone, files)))
         reused.append(seconds(partial(reader.read, order, batch.numpy())))
         fresh.append(seconds(partial(reader.__getitem__, order)))
         parts = {key: torch.from_numpy(values) for key, values in order.items() if key != "samples"}
         cropping.append(seconds(partial(data.train, batch, torch.zeros(BATCH), **parts)))
+        if number and number % WORKERS_CHUNKS == 0:
+            since = slice(number + 1 - WORKERS_CHUNKS, number + 1)
+            worked.append((sum(decoding[since]), worker_seconds(data, orders[since])))
 
-    worked = worker_seconds(data, orders)
     print(f"{provenance.device_name(torch.device('cpu'))}, one thread, torch {torch.__version__}")
     print(f"{CHUNKS - 1} chunks of {BATCH} images each way, alternating; CPU seconds")
     arms = {"decode_jpeg alone": decoding, "read, decode, crop": reused, "new batch": fresh, "mirror, mean": cropping}
@@ -84,8 +88,12 @@ def main(root: str) -> None:
             f"{name:<18} {BATCH / median(times[1:]):7.0f} images/s (median), "
             f"ratio {median(ratios):.3f} (median), {ratios[0]:.3f} to {ratios[-1]:.3f}"
         )
-    images, alone = BATCH * len(orders), sum(decoding)
-    print(f"{'a worker':<18} {images / worked:7.0f} images/s (mean), ratio {alone / worked:.3f} of all chunks")
+    ratios = sorted(alone / own for alone, own in worked)
+    rate = WORKERS_CHUNKS * BATCH / median(own for _, own in worked)
+    print(
+        f"{'a worker':<18} {rate:7.0f} images/s (median), "
+        f"ratio {median(ratios):.3f} (median), {ratios[0]:.3f} to {ratios[-1]:.3f}, of {WORKERS_CHUNKS} chunks each"
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from small_imagenet import CLASSES, TRAIN, VAL, prepared
 from small_runs import CONF
 
 from cyclical_lr import records
+from cyclical_lr.data import imagenet
 from cyclical_lr.data.imagenet import ImageNetData
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config, describe, label, plain
@@ -96,14 +97,41 @@ def test_evaluation_sees_the_centre_of_every_image_once_unmirrored_and_in_order(
         assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 0.05
 
 
-def test_neither_workers_nor_where_jpegs_are_decoded_change_a_bit(root):
+def test_neither_workers_nor_where_jpegs_are_decoded_change_a_bit(root, monkeypatch):
     ours = data(root)
     straight = [batch(ours, block, member) for block in blocks(ours, 0, 7) for member in (0, 1)]
-    for choices in ({"workers": 2}, {"decode": "device"}, {"workers": 1, "decode": "device"}):
+    for choices in (
+        {"workers": 2},
+        {"workers": 2, "start": "spawn"},
+        {"decode": "device"},
+        {"workers": 1, "decode": "device"},
+    ):
+        start = choices.pop("start", "fork")
+        monkeypatch.setattr(imagenet, "get_start_method", lambda start=start: start)
         other = data(root, **choices)
         again = [batch(other, block, member) for block in blocks(other, 0, 7) for member in (0, 1)]
         for (x, y), (x2, y2) in zip(straight, again, strict=True):
             assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+def test_workers_use_their_memory_again_once_nothing_of_a_batch_is_left(root):
+    loader, places, expected = (
+        data(root, workers=1).train_blocks([0], 0, 40, 100),
+        [],
+        blocks(data(root), 0, iterations=40),
+    )
+    for block, other in zip(loader, expected, strict=True):
+        assert torch.equal(block["images"], other["images"])
+        places.append(block["images"].data_ptr())
+    assert len(set(places)) <= 4
+    del block
+    assert not loader.dataset.memory._taken.any()
+
+
+def test_no_worker_writes_where_a_part_of_a_batch_is_still_in_use(root):
+    expected = [block["images"][0, 0, 1:2] for block in blocks(data(root), 0, iterations=40)]
+    kept = [block["images"][0, 0, 1:2] for block in data(root, workers=1).train_blocks([0], 0, 40, 100)]
+    assert all(map(torch.equal, kept, expected))
 
 
 # Order and randomness -------------------------------------------------------------------------------------------------
@@ -299,7 +327,9 @@ def test_workers_that_lack_shared_memory_are_refused_and_silent_ones_end_a_run(r
     made = data(root, workers=2)
     assert made.train_blocks((0,), 0, 6, 6).timeout == made.eval_blocks().timeout == 600
     free = 2 * 2 * 4 * 3 * 227**2
-    for left, refused in ((free, False), (free - 1, True)):
+    # Forked workers have memory of another kind (batch_memory.py).
+    for start, left, refused in (("spawn", free, False), ("spawn", free - 1, True), ("fork", 0, False)):
+        monkeypatch.setattr(imagenet, "get_start_method", lambda start=start: start)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, left=left: SimpleNamespace(free=left))
         with pytest.raises(ConfigError, match=r"data\.workers=2: .*--shm-size") if refused else nullcontext():
             made.train_blocks((0,), 0, 6, 6)

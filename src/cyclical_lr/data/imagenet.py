@@ -22,9 +22,11 @@ import pytorch_lightning as pl
 import simplejpeg  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
+from torch.multiprocessing import get_start_method
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.io import decode_jpeg
 
+from cyclical_lr.data.batch_memory import BatchMemory
 from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
 from cyclical_lr.data.order import loader, permutation, stream
 from cyclical_lr.data.warp import SIZE
@@ -236,19 +238,23 @@ class ImageNetData(pl.LightningDataModule):
     def _loader(self, split: Split, orders: Any, images: int) -> "DataLoader[dict[str, Any]]":
         """A loader that reads `orders`, each of up to that many images."""
         options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
+        memory = None
         if self.workers:
-            ahead = 2  # batches, of each worker
+            ahead, size = 2, images * 3 * self.crop**2  # batches of each worker, and bytes of one
             options |= {"num_workers": self.workers, "prefetch_factor": ahead, "timeout": SILENCE}
             options["worker_init_fn"] = _leave_signals_to_the_run
-            if self.decode == "workers" and SHARED_MEMORY.is_dir():
-                needed, free = self.workers * ahead * images * 3 * self.crop**2, shutil.disk_usage(SHARED_MEMORY).free
+            if self.decode == "workers" and get_start_method() == "fork":
+                memory = BatchMemory(self.workers, ahead + 2, size)  # two more are in the hands of the run
+            elif self.decode == "workers" and SHARED_MEMORY.is_dir():
+                needed, free = self.workers * ahead * size, shutil.disk_usage(SHARED_MEMORY).free
                 if needed > free:
                     raise ConfigError(
                         f"data.workers={self.workers}: their batches take up to {needed / 2**20:.0f} MiB of shared "
                         f"memory, and {SHARED_MEMORY} has {free / 2**20:.0f} left; use fewer workers (0 for none), "
                         f"smaller batches, or a container with more (docker run --shm-size)"
                     )
-        return loader(Reader(self.images[split], self.crop, self.decode == "workers"), sampler=orders, **options)
+        reader = Reader(self.images[split], self.crop, self.decode == "workers", memory)
+        return loader(reader, sampler=orders, **options)
 
     # Reading and verifying the set -----------------------------------------------------------------------------------
 
@@ -299,8 +305,8 @@ class _Stretches(Sampler[Order]):
 class Reader(Dataset[dict[str, Any]]):
     """What the workers do: an `Order` in, the crops that it names out, not yet mirrored."""
 
-    def __init__(self, images: Images, crop: int, decode: bool) -> None:
-        self.images, self.crop, self.decode = images, crop, decode
+    def __init__(self, images: Images, crop: int, decode: bool, memory: BatchMemory | None = None) -> None:
+        self.images, self.crop, self.decode, self.memory = images, crop, decode, memory
         self._whole = np.empty((SIZE, SIZE, 3), np.uint8)
 
     def __getitem__(self, order: Order) -> dict[str, Any]:
@@ -308,10 +314,11 @@ class Reader(Dataset[dict[str, Any]]):
         out = {key: value for key, value in order.items() if key != "samples"}
         out["labels"] = self.images.labels[samples]
         if self.decode:
-            out["images"] = torch.empty((*samples.shape, self.crop, self.crop, 3), dtype=torch.uint8)
-            if get_worker_info() is not None:
-                out["images"].share_memory_()  # where the loader would copy them, once they are there
-            self.read(order, out["images"].view(-1, self.crop, self.crop, 3).numpy())
+            shape, worker = (*samples.shape, self.crop, self.crop, 3), get_worker_info()
+            loan = self.memory.lend(worker.id, shape) if self.memory is not None and worker is not None else None
+            pixels = np.empty(shape, np.uint8) if loan is None else loan.array
+            self.read(order, pixels.reshape(-1, *shape[-3:]))
+            out["images"] = torch.from_numpy(pixels) if loan is None else loan
         else:
             files = [self._whole_file(self.images.path(sample)) for sample in samples.flat]
             out["images"] = np.array(files, object).reshape(samples.shape)
