@@ -135,6 +135,21 @@ def test_a_fall_without_recovery_is_not_ragged_nor_is_one_within_the_noise():
     assert by("raggedness", curve(falls)) is None
 
 
+def test_what_comes_after_a_sustained_fall_counts_for_no_rule():
+    recovered = [knee(i) if i < 13 else 20 if i < 17 else 60 for i in range(21)]
+    assert by("plateau", curve(recovered)) == 7
+    assert by("drop", curve([10, 20, 30, 40, 50, 46, 30, 30, 30, 44, 60, 60])) == 4
+
+
+def test_a_fall_in_steps_is_ragged_by_its_depth_and_a_recovery_by_its_height():
+    assert by("raggedness", curve([10, 20, 30, 40, 50, 46, 40, 44, 44, 44])) == 4
+
+
+def test_a_knee_needs_as_many_evaluations_as_a_trend_has_on_either_side():
+    assert by("plateau", curve([10, 30, 50, 51, 52])) == 2
+    assert by("plateau", curve([10, 30, 50, 51])) is None
+
+
 @pytest.mark.parametrize(("after", "found"), [(1.0, None), (0.0, 10)])
 def test_a_knee_has_to_be_worth_its_two_parameters(after, found):
     """From a slope of 2 to one of `after`, under a wave of 3 points: at 1 a knee fits better, and not by enough."""
@@ -405,3 +420,9 @@ def test_a_record_and_its_rows_make_a_curve():
     diverged = curve_of(record("diverged", 300), rows)
     assert diverged.lr == (0.0, 0.001, 0.0015) and math.isnan(diverged.accuracy[2])
     assert curve_of(record("diverged", 150, compress=2), rows).lr == (0.0, 0.001, 0.0015)
+
+
+def test_the_curve_ends_where_the_lr_stops_rising():
+    rows = [row(0, 0.0, 10.0), row(1000, 0.01, 40.0), row(2000, 0.02, 50.0), row(3000, 0.01, 60.0)]
+    assert curve_of(record("done", 3000, compress=2), rows).lr == (0.0, 0.01, 0.02)
+    assert curve_of(record("diverged", 2000, compress=2), rows[:2]).lr == (0.0, 0.01, 0.02)

@@ -148,6 +148,17 @@ def test_the_order_is_one_permutation_for_all_epochs_and_seeds(root):
     assert sorted(stream[:TRAIN]) == list(range(TRAIN)) != stream[:TRAIN]
 
 
+def test_samples_crops_and_mirrors_are_those_of_every_version(root):
+    order = {key: values.tolist() for key, values in data(root).order(3, 5).items()}
+    assert order == {
+        "samples": [12, 6, 7, 14],
+        "top": [0, 4, 1, 26],
+        "left": [24, 26, 9, 17],
+        "mirrored": [False, True, False, False],
+    }
+    assert data(root, shuffle=True, batch_size=50).order(3, 5)["mirrored"].any()
+
+
 def test_a_shuffled_order_is_another_permutation_for_each_epoch_and_seed(root):
     made = data(root, shuffle=True)
     stream, other = samples(made, 0, 9), samples(made, 1, 9)

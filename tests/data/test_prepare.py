@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from cyclical_lr.data.prepare import Problem, find_images, mean_image, names_sha256, prepare
 from cyclical_lr.data.warp import warp
@@ -137,6 +138,14 @@ def test_a_prepared_image_shows_the_picture_in_its_own_colours(odd, tmp_path, na
     error = np.abs(pixels(tmp_path / "dest" / "train" / f"{name}.JPEG") - expected)
     assert error.mean() < 2.5
     assert np.abs(255 - 2 * expected).mean() > 40, "an inverted picture would not pass"
+
+
+def test_prepared_images_keep_their_colours_in_full_and_nearly_all_detail(source, tmp_path):
+    dest = tmp_path / "dest"
+    prepare(source, dest)
+    with Image.open(next((dest / "train").rglob("*.JPEG"))) as image:
+        assert get_sampling(image) == 0  # 4:4:4
+        assert image.quantization[0][0] == 2  # 16 at quality 50, 2 at 95
 
 
 def test_sixteen_bits_keep_the_upper_eight(source, tmp_path):

@@ -292,6 +292,12 @@ def test_the_suggestion_is_printed_and_bounds_are_kept(capsys):
     assert f"schedule.base_lr={test.bounds.base_lr:g}" in out and "schedule.stepsize=28" in out  # 4 epochs of 7
 
 
+def test_four_epochs_count_the_last_accumulated_batches_as_an_iteration(capsys):
+    test = LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3)
+    fit(test, max_epochs=0, accumulate_grad_batches=2)
+    assert "schedule.stepsize=16" in capsys.readouterr().out  # 4 epochs of 7 batches, two an iteration
+
+
 def test_a_resumed_fit_is_not_tested_again_and_has_the_curve(tmp_path, capsys):
     test = LRRangeTest(**TEST)
     trainer, _, _ = fit(test, max_epochs=1)

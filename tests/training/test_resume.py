@@ -27,6 +27,7 @@ from small_runs import (
 )
 
 from cyclical_lr import records, solvers
+from cyclical_lr.training import run as training_run
 from cyclical_lr.training.callbacks import Interrupts, restore_checkpoint, save_checkpoint
 from cyclical_lr.training.module import Classifier, Member
 
@@ -50,6 +51,12 @@ def unbroken(tmp_path_factory):
 
 def continued_at(outcome):
     return [segment["iteration"] for segment in outcome.record.segments]
+
+
+def rewrite(path, **changed):
+    file = io.BytesIO()
+    torch.save(checkpoint(path) | changed, file)
+    path.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
 
 
 SHUFFLED, OTHER_SOLVER = ("data.shuffle=true",), ("solver=torch_sgd", "solver.nesterov=true")
@@ -102,6 +109,18 @@ def test_a_run_cut_between_its_last_checkpoint_and_its_record_only_writes_the_re
     assert outcome.record.clock == first.record.clock
     assert [segment["kernels"] for segment in outcome.record.segments] == [first.record.versions["kernels"], "none"]
     assert_same_bits(tmp_path, straight, run_id)
+
+
+def test_a_continued_run_has_the_seconds_and_the_blemish_of_all_its_processes(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(training_run, "DIRTY", True)
+    with cut(batch=10), pytest.raises(PowerCut):
+        train(EVERY_ITERATION)
+    monkeypatch.setattr(training_run, "DIRTY", False)
+    (folder,) = (tmp_path / "runs").iterdir()
+    rewrite(checkpoints(tmp_path, folder.name)[-1], train_seconds=1000.0, eval_seconds=2000.0)
+    record = train()[0].record
+    assert 1000 < record.train_seconds < 1100 and 2000 < record.eval_seconds < 2100
+    assert record.dirty and [segment["dirty"] for segment in record.segments] == [True, False]
 
 
 # Damaged and half-written checkpoints ---------------------------------------------------------------------------------
@@ -181,11 +200,7 @@ def test_what_a_checkpoint_leaves_when_half_of_it_cannot_be_taken_is_undone(
 def test_a_checkpoint_of_another_form_leaves_nothing_of_itself(tmp_path, train, stopped, unbroken, caplog):
     """As after a change of the code, too: a curve with a column more."""
     for path in checkpoints(tmp_path, stopped):
-        state = checkpoint(path)
-        state["curve"] = [(*row, 0.0) for row in state["curve"]]
-        file = io.BytesIO()
-        torch.save(state, file)
-        path.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+        rewrite(path, curve=[(*row, 0.0) for row in checkpoint(path)["curve"]])
     (outcome,) = train()
     assert continued_at(outcome) == [0] and "cannot be used" in caplog.text
     assert_same_bits(tmp_path, unbroken()[0], stopped)

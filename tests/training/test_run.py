@@ -1,10 +1,12 @@
 """From config to records: what is run, what is left out, what is written down."""
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from small_runs import PowerCut, assert_same_bits, checkpoint, checkpoints, curv
 from cyclical_lr import records
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
-from cyclical_lr.training import provenance
+from cyclical_lr.training import callbacks, module, provenance
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import COMMIT, DIRTY
 
@@ -62,6 +64,9 @@ def test_the_record_has_every_column_and_the_provenance_of_the_run(tmp_path, tra
     assert record.versions["torch"] == torch.__version__.partition("+")[0]
     assert record.started <= record.ended and record.started.endswith("+00:00")
     assert record.train_seconds > 0 and record.eval_seconds > 0
+    images = record.config["data"]
+    sha256 = hashlib.sha256((images["train_sha256"] + images["test_sha256"]).encode()).hexdigest()
+    assert record.data_sha256 == sha256
     (segment,) = record.segments
     assert {"commit", "dirty", "device", "iteration"} <= set(segment) and segment["iteration"] == 0
 
@@ -174,6 +179,19 @@ def test_of_a_group_only_the_locked_run_is_left_alone(tmp_path, train):
     assert other.record.status == "done" and other.record.seed == 0
 
 
+def test_half_written_files_of_a_run_that_was_killed_are_removed(tmp_path, train):
+    run_id = train("iterations=2")[0].run_id
+    record = records.record_path(tmp_path / "results", run_id)
+    record.unlink()
+    halves = [
+        path.with_name(f".{path.name}.4711.tmp") for path in (record, records.curve_path(tmp_path / "results", run_id))
+    ]
+    for half in halves:
+        half.write_bytes(b"half of it")
+    train("iterations=2")
+    assert record.exists() and not any(half.exists() for half in halves)
+
+
 def test_a_failed_run_is_recorded_with_its_message_and_run_again_on_the_next_call(tmp_path, train):
     with cut(batch=8, error=RuntimeError("the cat sat on the cable")), pytest.raises(RuntimeError, match="the cat"):
         train(EVERY_ITERATION)
@@ -201,6 +219,25 @@ def test_a_run_whose_device_no_longer_answers_is_recorded_with_what_failed_first
         train()
     (path,) = (tmp_path / "results" / "runs").iterdir()
     assert records.read_record(path).message == "RuntimeError: the cat sat on the cable"
+
+
+def test_neither_an_evaluation_nor_a_checkpoint_counts_as_training(train, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    validate, save = Classifier.validation_step, callbacks.save_checkpoint
+
+    def slowly(function, seconds):
+        def slow(*arguments):
+            clock.now += seconds
+            return function(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(Classifier, "validation_step", slowly(validate, 10.0))
+    monkeypatch.setattr(callbacks, "save_checkpoint", slowly(save, 1000.0))
+    monkeypatch.setattr(module, "reference_step", slowly(module.reference_step, 1.0))
+    record = train(EVERY_ITERATION)[0].record
+    assert (record.train_seconds, record.eval_seconds % 10) == (12, 0) and record.eval_seconds >= 10 * 2
 
 
 def test_an_unreadable_record_is_named(tmp_path, train):
