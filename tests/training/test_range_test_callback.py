@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cyclical_lr.range_test_loop import lr_range_test
 from cyclical_lr.schedules import RangeTest
+from cyclical_lr.training import range_test
 from cyclical_lr.training.range_test import LRRangeTest
 
 TEST = {"min_lr": 0.0, "max_lr": 0.5, "iterations": 12, "eval_every": 5}
@@ -179,6 +180,25 @@ def test_a_fit_after_the_test_equals_a_fit_without_it_bit_for_bit(options, optim
     assert test.curve is not None and len(test.curve.lr) >= 3
     for key in without:
         assert after[key] == without[key], key
+
+
+def test_the_test_trains_as_the_fit_does_and_evaluates_by_its_own_iterations(monkeypatch):
+    options = {"precision": "bf16-mixed", "gradient_clip_val": 0.1, "accumulate_grad_batches": 3}
+    options |= {"limit_train_batches": 6, "limit_val_batches": 1, "inference_mode": False}
+    made, second_trainer = [], range_test._second_trainer
+
+    def second(*arguments):
+        made.append(second_trainer(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(range_test, "_second_trainer", second)
+    test = LRRangeTest(**TEST)
+    first, *_ = fit(test, **options)
+    same = {name for name in options if name != "inference_mode"}
+    assert {name: getattr(made[0], name) for name in same} == {name: getattr(first, name) for name in same}
+    assert made[0].precision == "bf16-mixed" and not made[0].validate_loop.inference_mode
+    ramp = RangeTest(0.0, 0.5, 12)
+    assert test.curve.lr == tuple(ramp(t) for t in (0, 5, 10, 12))
 
 
 def test_loaders_given_to_fit_and_their_generators_stay_as_they_are():
