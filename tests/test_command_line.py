@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from omegaconf.errors import ConfigKeyError
 from small_runs import CONF, REPOSITORY
 
@@ -17,7 +18,7 @@ from cyclical_lr.training.config import compose_config
     ("overrides", "said"),
     [
         (["+experiment=cifar10_trj2"], "experiment: there is no 'cifar10_trj2'; did you mean cifar10_tri2"),
-        (["+experiment=nope"], "experiment: there is no 'nope'; --help lists those that there are"),
+        (["+experiment=nope"], "experiment: there is no 'nope'; --help lists those that there are; a card of your own"),
         (["data=zzz"], "data: there is no 'zzz'; expected one of cifar10, cifar100, cifar10_sample"),
         (["model="], "model: there is no ''; expected one of alexnet, caffenet"),
         (["typo=1"], "typo: there is no such key; --cfg job"),
@@ -25,7 +26,10 @@ from cyclical_lr.training.config import compose_config
         (["solver.momentm=0.8"], "solver.momentm: there is no such key; did you mean momentum? --cfg job"),
         (["experiment=cifar10_tri2"], "To append to your default list use +experiment=cifar10_tri2"),
         (["+experiment=cifar10_tri2", "~data.nope"], "'data.nope' does not exist"),
-        (["seed=[0"], "'[0'"),
+        (["seed=[0"], "seed=[0: cannot be read; close what is open"),
+        (["results_dir=~/x"], "results_dir=~/x: cannot be read; "),
+        (["results_dir=~/x"], "in quotes of its own: 'results_dir=\"VALUE\"', with ~ written out"),
+        (["results_dir=mine, yours"], "results_dir=mine, yours: expected one value; put text in quotes"),
     ],
 )
 def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said):
@@ -55,6 +59,8 @@ def test_how_a_script_ends_says_why_it_does(ended, capsys):
     assert ended(raising(ConfigError("seed: expected more"))) == 2
     assert ended(raising(ConfigKeyError("no key"))) == 2
     assert capsys.readouterr().err == "error: seed: expected more\nerror: no key\n"
+    assert ended(yaml.safe_load, "{a: 1") == 2  # as in a card of one's own
+    assert "expected ',' or '}'" in capsys.readouterr().err
     assert ended(raising(ValueError("Config group override must be a string or a list. Got NoneType"))) == 2
     assert "error: a group takes a name, such as model=" in capsys.readouterr().err
     for hydras in ("File nowhere does not exist!", "The --resolve flag can only be used with --cfg"):

@@ -96,6 +96,10 @@ def nan_at_7(t):
     return np.where(t == 7, math.nan, 0.001)
 
 
+def imaginary(t):
+    return t * 1j
+
+
 def infinite(t):
     return np.where(t == 7, math.inf, 0.001)
 
@@ -211,6 +215,7 @@ def test_a_schedule_whose_code_was_changed_is_another_run_under_the_same_label(h
         ("negative", ["-0.0005 at iteration 3", "at least 0"]),
         ("nan_at_7", ["nan at iteration 7"]),
         ("infinite", ["inf at iteration 7"]),
+        ("imaginary", ["real LRs", "complex"]),
         ("a_constant", ["shape []", "13 iterations", "np.full"]),
         ("too_short", ["shape [12]", "13 iterations"]),
         ("one_at_a_time", ["no array", "np.where"]),

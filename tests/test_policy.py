@@ -1,6 +1,7 @@
 """What every LR policy promises: bounds, pure values, speed, refusals in one wording, and a config that makes it."""
 
 import dataclasses
+import inspect
 import math
 import re
 import subprocess
@@ -377,3 +378,10 @@ def test_a_bad_value_in_a_config_is_named():
     node = {"_target_": "cyclical_lr.schedules.Triangular", "base_lr": 0.001, "max_lr": 0.006, "stepsize": -5}
     with pytest.raises(hydra.errors.InstantiationException, match=r"schedule\.stepsize: .* got -5"):
         hydra.utils.instantiate(OmegaConf.create(node))
+
+
+def test_help_tells_what_a_schedule_is_called_with():
+    for policy in (Triangular, OneCycle, Phases):
+        assert inspect.getdoc(policy.__call__).startswith("The LR at iterations t, from 0: a float for an int")
+        assert list(inspect.signature(policy.__call__).parameters) == ["self", "t"]
+        assert policy.__call__.__qualname__ == f"{policy.__name__}.__call__"

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hydra.errors import HydraException
+import yaml
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr.records import ConfigError
 
 FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
 """Exit codes."""
-INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
+INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def guarded(main: Callable[..., Any], *arguments: Any) -> int:
@@ -62,6 +63,7 @@ def explained(error: Exception) -> str:
         options = [option for option in re.findall(r"^\t(\S+)$", text, re.MULTILINE) if "=" not in option]
         close = difflib.get_close_matches(name, options, 3)
         few = f"expected one of {', '.join(options)}" if len(options) <= 12 else "--help lists those that there are"
+        few += "; a card of your own needs --config-dir FOLDER" if group == "experiment" else ""
         meant = f"did you mean {' or '.join(close)}?" if close else few
         return f"{group}: there is no {name!r}; {meant}"
     if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
@@ -71,5 +73,17 @@ def explained(error: Exception) -> str:
         close = difflib.get_close_matches(str(getattr(error.__cause__, "key", "")), map(str, there), 1)
         meant = f"did you mean {close[0]}? " if close else ""
         return f"{found[1]}: there is no such key; {meant}--cfg job after your other arguments shows all that there are"
+    if found := re.search(r"Ambiguous value for argument '(.*)'\n", text):
+        key = found[1].partition("=")[0]
+        return (
+            f"{found[1]}: expected one value; put text in quotes of its own ('{key}=\"a, b\"') and a list in brackets "
+            f"({key}=[a,b]); scripts/run.py sweeps over several with -m"
+        )
+    if isinstance(error, OverrideParseException):
+        key = error.override.partition("=")[0]
+        return (
+            f"{error.override}: cannot be read; close what is open, and put text with other signs than those of a "
+            f"plain path in quotes of its own: '{key}=\"VALUE\"', with ~ written out"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(line.rstrip(".") for line in lines if line.strip("^ ") and not line.startswith("See https:"))

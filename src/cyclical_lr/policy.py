@@ -31,7 +31,8 @@ class Schedule(Protocol):
 def of_iterations(formula: Callable[[Any, Iterations], Rates]) -> Schedule:
     """Turn a formula over an int64 array of one dimension or more into a schedule's call."""
 
-    @functools.wraps(formula)
+    # The formula's name, and this call's own signature and docstring.
+    @functools.wraps(formula, assigned=("__module__", "__name__", "__qualname__"))
     def call(self: object, t: Any) -> float | Rates:
         """The LR at iterations t, from 0: a float for an int, float64 of t's shape for an array of ints.
 
@@ -47,6 +48,7 @@ def of_iterations(formula: Callable[[Any, Iterations], Rates]) -> Schedule:
         rates = formula(self, np.atleast_1d(iterations.astype(np.int64)))
         return float(rates[0]) if iterations.ndim == 0 else rates
 
+    del call.__wrapped__
     # mypy binds no `self` to an attribute of a protocol's type, so the methods get exactly Schedule's overloads.
     return cast(Schedule, call)
 

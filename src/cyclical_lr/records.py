@@ -216,9 +216,12 @@ def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         schedule = Compressed(schedule, config["compress"])
     middle = slice(len(iterations) // 4, -(len(iterations) // 4) or None)
     try:
-        rates, alone = (np.asarray(schedule(t.copy()), dtype=np.float64) for t in (iterations, iterations[middle]))
+        given = [np.asarray(schedule(t.copy())) for t in (iterations, iterations[middle])]
+        rates, alone = (np.real(lrs).astype(np.float64) for lrs in given)
     except Exception as error:  # a schedule can be anyone's
         raise ConfigError(f"schedule: {name} {_where_it_raises(schedule, iterations)}: {error!r}") from error
+    if any(map(np.iscomplexobj, given)):
+        raise ConfigError(f"schedule: expected real LRs, got complex numbers from {name}")
     if rates.shape != iterations.shape:
         raise ConfigError(
             f"schedule: expected {name} to give an LR for each of an array of {len(iterations)} iterations, got an "

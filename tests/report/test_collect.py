@@ -108,7 +108,8 @@ def test_bytes_that_are_no_text_are_named(beside_a_good_run):
     check(record, "is not a run's record")
 
 
-EDITED = {"model": {}, "data": {"name": "cifar10"}, "schedule": {}, "solver": {}, "iterations": 5, "seed": 0}
+NETWORK = {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full"}
+EDITED = {"model": NETWORK, "data": {"name": "cifar10"}, "schedule": {}, "solver": {}, "iterations": 5, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,11 @@ EDITED = {"model": {}, "data": {"name": "cifar10"}, "schedule": {}, "solver": {}
         ({"config": {"model": {}, "data": {}, "schedule": {}, "iterations": 5}}, "its config lacks data.name"),
         ({"config": EDITED}, "its config is not the one that it was named for"),
         ({"config": {**EDITED, "compress": "ten"}}, "its compress is no number"),
+        ({"config": {**EDITED, "model": {}}}, "its config lacks model._target_"),
+        ({"config": {**EDITED, "solver": {"_target_": 1e30}}}, "or one is no name"),
+        ({"segments": [{}]}, "a segment lacks its iteration"),
+        ({"segments": [True]}, "a segment lacks its iteration"),
+        ({"versions": {"torch": []}}, "a version is no text"),
     ],
 )
 def test_a_record_against_the_schema_is_named(beside_a_good_run, changes, reason):

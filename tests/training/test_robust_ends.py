@@ -161,6 +161,12 @@ def test_another_results_folder_takes_what_a_full_one_could_not(tmp_path, train,
     assert len(list((tmp_path / "elsewhere" / "runs").glob("*.json"))) == 2
 
 
+def test_where_not_even_a_checkpoint_fits_nothing_is_promised(tmp_path, train, full_disk, caplog):
+    with full_disk(10), pytest.raises(OSError, match=r"Nor could the last checkpoint.*goes on from the one before"):
+        train("iterations=2")
+    assert "no checkpoint at iteration 2" in caplog.text and f"make room in {tmp_path}" in caplog.text
+
+
 def test_a_results_folder_that_is_removed_in_mid_run_is_made_again(tmp_path, train, happens, undisturbed):
     happens(lambda: shutil.rmtree(tmp_path / "results"))
     (outcome,) = train(EVENTFUL)

@@ -15,6 +15,7 @@ from filelock import FileLock
 from small_runs import PowerCut, assert_same_bits, checkpoint, checkpoints, curve, cut, train
 
 from cyclical_lr import records
+from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
 from cyclical_lr.training import callbacks, module, provenance
@@ -177,6 +178,19 @@ def test_of_a_group_only_the_locked_run_is_left_alone(tmp_path, train):
     assert outcomes.pop(run_id).record is None
     (other,) = outcomes.values()
     assert other.record.status == "done" and other.record.seed == 0
+
+
+class OwnNetwork(Cifar10Full):
+    pass
+
+
+def test_what_an_id_does_not_tell_of_a_users_own_network_is_said(train, caplog):
+    caplog.set_level(logging.INFO)
+    own = ("model._target_=test_run.OwnNetwork", "iterations=1")
+    train(*own)
+    assert "a class of yours" not in caplog.text
+    train(*own)
+    assert "does not tell whether the code of a class of yours has changed" in caplog.text
 
 
 def test_half_written_files_of_a_run_that_was_killed_are_removed(tmp_path, train):

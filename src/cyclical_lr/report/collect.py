@@ -219,6 +219,9 @@ def _checked_record(path: Path) -> Record:
         if not fits:
             expected = " or ".join(kind.__name__ for kind in types)
             raise ValueError(f"{path} is not a run's record: {name} is {value!r}, expected {expected}")
+    numbered = all(isinstance(part, Mapping) and type(part.get("iteration")) is int for part in record.segments)
+    if not numbered or not all(type(version) is str for version in record.versions.values()):
+        raise ValueError(f"{path} is not a run's record: a segment lacks its iteration, or a version is no text")
     if not record.run_id == path.stem == record.config_sha256[: len(record.run_id)]:
         raise ValueError(
             f"{path} is not the record that its name says: run_id is {record.run_id!r} and config_sha256 begins with "
@@ -235,6 +238,9 @@ def _check_config(path: Path, record: Record) -> None:
         raise ValueError(f"{path} is not a run's record: its config lacks one of {', '.join(groups)}, iterations")
     if "name" not in config["data"] or type(config.get("compress", 1)) is not int:
         raise ValueError(f"{path} is not a run's record: its config lacks data.name, or its compress is no number")
+    targets = {group: node.get("_target_", "") for group, node in config.items() if isinstance(node, Mapping)}
+    if not targets["model"] or not all(type(target) is str for target in targets.values()):
+        raise ValueError(f"{path} is not a run's record: its config lacks model._target_, or one is no name: {targets}")
     if records.is_foreign(config):  # a record may come from anywhere: nothing that it names is imported
         return
     try:

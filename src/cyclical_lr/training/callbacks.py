@@ -121,14 +121,17 @@ class Checkpoints(pl.Callback):
             self.save(module)
             module.start_clock()
 
-    def save(self, module: Classifier) -> None:
-        self._last = time.monotonic()
+    def save(self, module: Classifier) -> bool:
+        """Save every member that has not diverged; whether all could be."""
+        self._last, saved = time.monotonic(), True
         for member in module.members:
             if not member.diverged:
                 try:
                     save_checkpoint(self.folders[member.run_id], member)
                 except OSError as error:
-                    log.warning("no checkpoint at iteration %d: %s", member.iteration, error)
+                    saved, where = False, self.folders[member.run_id]
+                    log.warning("no checkpoint at iteration %d: %s; make room in %s", member.iteration, error, where)
+        return saved
 
 
 class Interrupts(pl.Callback):

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 CHECKSUMS = ("train_sha256", "test_sha256", "mean_sha256")
 """Keys of `data` that say what the images are."""
 
+OWN_CLASSES = ("model", "data", "solver")
+"""Parts that a user's own class may stand for, whose code is not part of a run's id; a schedule's LRs are."""
 COMMIT, DIRTY = provenance.commit()  # now, when the code is read: a study runs for days, and the tree may change
 
 
@@ -111,6 +113,8 @@ def _claim(
             log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, files[0])
             if record.config.get("eval_every") != plan["eval_every"]:  # which is no part of what a run is
                 log.info("  it was evaluated every %s iterations", record.config.get("eval_every"))
+            if records.is_foreign({key: plan[key] for key in OWN_CLASSES}):
+                log.info("  its id does not tell whether the code of a class of yours has changed since")
             outcomes.append(Outcome(run_id, record, fresh=False))
             continue
         records.remove_leftovers(folder)
@@ -259,7 +263,7 @@ def _train_together(
         default_root_dir=folders[members[0].run_id],
     )
     device = trainer.strategy.root_device
-    foreign = records.is_foreign({key: plan[key] for key in ("model", "data", "solver")})  # schedules are an array here
+    foreign = records.is_foreign({key: plan[key] for key in OWN_CLASSES})
     engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device, foreign)
     device_name = provenance.device_name(device)
     kernels.begin_run()
@@ -286,6 +290,7 @@ def _train_together(
     module = Classifier(members, data.train, data.test, lrs, engine)
     shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
+    saved = True
     try:
         with interrupts if ddp.ranks() == 1 else nullcontext():
             if members[0].evaluation_due(every, iterations):
@@ -295,15 +300,14 @@ def _train_together(
                 blocks = data.train_blocks(seeds_of, first, iterations, every, block=BLOCKS[engine], shard=shard)
                 trainer.fit(module, blocks, data.eval_blocks(shard=shard))
         if ddp.rank() == 0:
-            checkpoints.save(module)
+            saved = checkpoints.save(module)
     except SystemExit as leave:  # how Lightning answers SIGTERM, with a code of 0, and Ctrl-C, with 1
         module.stop_clock()
         where = "from its last checkpoint"
         # Lightning looks for SIGTERM between two batches, of an evaluation too.
         if (isinstance(leave, SIGTERMException) or not interrupts.busy) and ddp.ranks() == 1:
             module.sync()
-            checkpoints.save(module)
-            where = "there"
+            where = "there" if checkpoints.save(module) else where
         log.info("%s stopped at iteration %s; the same command continues %s", title, f"{module.iteration:,}", where)
         interrupted = isinstance(leave.__context__, KeyboardInterrupt)
         raise SystemExit(128 + (signal.SIGINT if interrupted else signal.SIGTERM)) from leave
@@ -328,11 +332,13 @@ def _train_together(
             close_logger(loggers[member.run_id], record.status)
         out.append(record)
     if obstacle is not None:
+        kept = f"Nothing that was trained is lost: the checkpoints in {plan['runs_dir']} stay"
+        if not saved:
+            kept = f"Nor could the last checkpoint, to {plan['runs_dir']}: training goes on from the one before, if any"
         raise NotWritten(
             obstacle.errno,
-            f"results_dir: cannot write to {results} ({obstacle.strerror}). Nothing that was trained is lost: the "
-            f"checkpoints in {plan['runs_dir']} stay. Make room there, or make it writable, or give another "
-            "results_dir=...; the same command then writes what is missing",
+            f"results_dir: cannot write to {results} ({obstacle.strerror}). {kept}. Make room there, or make it "
+            "writable, or give another results_dir=...; the same command then writes what is missing",
         ) from (error or obstacle)
     if error is not None:
         raise error
