@@ -218,3 +218,12 @@ def test_processes_that_start_together_build_one_whole_library(tmp_path):
     ]
     assert [process.communicate()[0].strip() for process in running] == ["compiled"] * 3
     assert [file.suffix for file in (tmp_path / "cyclical_lr").iterdir()] == [".so"]
+
+
+@compiled
+@pytest.mark.parametrize(("low", "high", "rounded"), [(1.0, 1 + 2**-7, 1.0), (1 + 2**-7, 1 + 2**-6, 1 + 2**-6)])
+def test_bf16_rounds_to_the_nearest_and_ties_to_even(low, high, rounded):
+    rows = torch.tensor([low, high], dtype=torch.bfloat16)[:, None].expand(1, 16, 2, 2)
+    x = rows.contiguous(memory_format=torch.channels_last)
+    y = kernels.average_pool(x, kernels.Pooling(2, 2, ceil_mode=False, relu=False))
+    assert y.float().unique().tolist() == [rounded]

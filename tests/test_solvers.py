@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cyclical_lr.models.cifar10_full import Cifar10Full
-from cyclical_lr.solvers import caffe_sgd, set_lr, torch_sgd
+from cyclical_lr.solvers import CaffeSGD, caffe_sgd, set_lr, torch_sgd
 
 torch.set_num_threads(1)
 
@@ -239,3 +239,16 @@ def test_a_solver_restored_from_its_state_goes_on_bit_for_bit(solver):
     second.load_state_dict(first.state_dict())
     run(resumed, second, TRIANGLE_THEN_DROP[7:])
     assert torch.equal(resumed.weight, straight.weight) and torch.equal(resumed.bias, straight.bias)
+
+
+def test_a_closure_computes_its_gradients_in_the_step():
+    weight = torch.nn.Parameter(torch.ones(1))
+    solver = CaffeSGD([weight], lr=0.1, momentum=0.0)
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert solver.step(closure) == 1 and weight.item() == pytest.approx(0.8)

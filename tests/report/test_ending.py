@@ -25,6 +25,16 @@ def test_the_result_stands_beside_every_number_that_the_paper_has_for_its_experi
     assert "paper" not in summary(replace(record, experiment="cifar10_tri2"), CONF, tmp_path / "results")
 
 
+def test_the_best_evaluation_and_the_minutes_are_told(tmp_path):
+    record = replace(train(tmp_path)[0].record, train_seconds=90.0, eval_seconds=6.0)
+    curve = records.read_curve(records.curve_path(tmp_path / "results", record.run_id))
+    records.write_curve(
+        records.curve_path(tmp_path / "results", record.run_id), [replace(curve[0], test_accuracy=99.0), *curve[1:]]
+    )
+    shown = summary(record, CONF, tmp_path / "results")
+    assert "(best 99.00 % at 0); 1.5 min of training, 0.1 of evaluation" in shown
+
+
 def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_path):
     where = [f"results_dir={REPOSITORY}/results", f"runs_dir={tmp_path}"]
     mine, changes = "--config-dir=my_conf", ["seed=[0,1]", "eval_every=200", "solver=torch_sgd"]

@@ -44,6 +44,23 @@ def test_without_a_run_each_sentence_says_not_run(paper):
     )
 
 
+def test_a_target_that_most_clr_runs_miss_is_not_the_highest_that_they_reach(paper, tmp_path, add_run):
+    for seed, last in enumerate((80.1, 80.2, 81.2)):
+        add_run("cifar10_tri2", seed, curve(last))
+    *_, times = found(paper, collect(tmp_path))
+    assert times.startswith("Iterations to 80 %, the highest target that most CLR runs reach")
+
+
+def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add_run):
+    add_run("cifar10_tri2", 0, curve(80.0))
+    for label, last in (("fixed_25k", 79.0), ("fixed_25k_matched", 80.5)):
+        add_run(f"cifar10_{label}", 0, curve(last))
+    add_run("cifar10_fixed", 0, {0: 10.0, 70_000: 82.0})
+    said = headline.short(headline.make_report(paper, collect(tmp_path)))
+    assert "CLR is 1.00 points above the fixed policy with the same budget" in said
+    assert "0.50 points below it at CLR's mean LR, and 2.00 points below the fixed policy after" in said
+
+
 def test_the_rules_are_told_by_their_own_numbers(paper):
     said = headline.rules(headline.make_report(paper, Results({}, {}, ())))
     assert all(part in said for part in ("95 % prediction", "at least ±0.5", "wider than ±1.5", "within ±0.5"))
