@@ -214,9 +214,10 @@ def test_dots_mark_the_cycle_ends_that_were_reached_and_dotted_lines_the_drops(a
 
 def test_a_range_test_that_diverged_is_drawn_to_where_it_got_and_counted(run_all, add_run, tmp_path):
     ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.02, "stepsize": 4_000}
+    network = {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full"}
     add_run(
         "cifar10_range_test", 0, {0: 10.0, 200: 20.0, 400: 30.0}, {0: 0.0, 200: 0.001, 400: 0.002}, status="diverged",
-        iterations=500, config={"schedule": ramp, "model": {}, "data": {"name": "cifar10"}, "iterations": 4_000},
+        iterations=500, config={"schedule": ramp, "model": network, "data": {"name": "cifar10"}, "iterations": 4_000},
     )  # fmt: skip
     figure = paper_figures.draw(3, collect.collect(tmp_path), CONF)
     assert "ours (n = 0, 1 diverged)" in texts(figure)
