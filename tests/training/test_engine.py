@@ -217,6 +217,14 @@ def test_layers_of_torchs_that_draw_are_known():
         assert [draws(nn.Sequential(layer)) for layer in layers] == [expected] * len(layers)
 
 
+def test_a_steps_seed_is_that_of_every_version():
+    seeds = []
+    for step in ((3, 141, 0), (3, 142, 0), (3, 141, 1)):
+        seed_step(*step)
+        seeds.append(torch.initial_seed())
+    assert seeds == [926104270, 2406282810, 4003190279]
+
+
 def test_what_a_step_draws_is_neither_an_epochs_order_nor_another_ranks():
     torch.manual_seed(int(np.random.SeedSequence((3, 141)).generate_state(1)[0]))  # as data/order.py
     seeds = {torch.initial_seed()}

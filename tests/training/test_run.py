@@ -51,6 +51,20 @@ def test_a_run_is_evaluated_at_the_start_every_so_often_and_at_the_end(tmp_path,
     assert outcome.record.best_test_accuracy == max(row.test_accuracy for row in rows)
 
 
+def test_the_test_loss_and_accuracy_are_those_of_the_network_over_the_whole_test_set(tmp_path, train):
+    (outcome,) = train()
+    config = outcome.record.config
+    network, data = records.build(config["model"]).eval(), records.build({**config["data"], "root": None})
+    network.load_state_dict(checkpoint(checkpoints(tmp_path, outcome.run_id)[-1])["network"])
+    data.setup()
+    x, y = data.test(torch.arange(len(data.test)))
+    with torch.no_grad():
+        logits = network(x)
+    last = records.read_curve(records.curve_path(tmp_path / "results", outcome.run_id))[-1]
+    assert last.test_loss == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-5)
+    assert last.test_accuracy == pytest.approx(100 * (logits.argmax(1) == y).double().mean().item())
+
+
 def test_the_record_has_every_column_and_the_provenance_of_the_run(tmp_path, train):
     (outcome,) = train("seed=3")
     path = records.record_path(tmp_path / "results", outcome.run_id)
