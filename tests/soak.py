@@ -149,29 +149,34 @@ class Study:
             time.sleep(0.002)
         return None
 
-    def stop_writer(self, seconds: float = 30) -> Forked | None:
-        """One that stands still in the middle of writing a file; None where none could be stopped there for so long."""
+    def signal(self, number: int) -> None:
+        for process in self.alive:
+            with suppress(ProcessLookupError):  # over already
+                os.kill(process.pid, number)
+
+    def hold(self, seconds: float) -> list[Forked]:
+        """Let everyone stand still at a moment when some are writing; returns these, none if no such moment came."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and (victim := self.await_writer()):
-            with suppress(ProcessLookupError):
-                os.kill(victim.pid, signal.SIGSTOP)
-                if victim in self.writers():
-                    return victim
-                os.kill(victim.pid, signal.SIGCONT)  # it was quicker
-        return None
+        while time.monotonic() < end:
+            self.signal(signal.SIGSTOP)
+            if writers := self.writers():
+                return writers
+            self.signal(signal.SIGCONT)
+            time.sleep(0.002)
+        return []
 
     def aim(self, chance: random.Random) -> Forked:
         """A process to be killed now.
 
-        Anyone may be starting or waiting; who works is known by the files that it writes: hit in a moment, or at once,
-        or about when the record is due.
+        In turn: anyone, who may be starting or waiting; one that works, as the files that it writes tell, hit in a
+        moment, or at once, or about when the record is due.
         """
-        aim = chance.choice(AIMS)
+        aim = AIMS[len(self.killed) % len(AIMS)]
         victim = None
         if aim == "ending":
             victim = self.await_writer(f"-{ITERATIONS:09d}", seconds=1)
         elif aim == "writing":
-            victim = self.stop_writer()
+            victim = next(iter(self.hold(seconds=5)), None)
         if aim != "anyone" and victim is None:
             victim = self.await_writer()
         if aim != "writing":
@@ -179,7 +184,7 @@ class Study:
         return victim or chance.choice(self.alive)
 
     def kill(self, victims: list[Forked]) -> int:
-        """Kill processes and start others; how many of them left a half-written file."""
+        """Kill processes and start others, let go who is held; how many of them left a half-written file."""
         for victim in victims:
             victim.process.kill()
         for victim in victims:
@@ -189,6 +194,7 @@ class Study:
             if victim.process.exitcode == -signal.SIGKILL:  # or it was quicker, and had nothing left to do
                 self.killed.append(victim)
             self.alive[self.alive.index(victim)] = self.start()
+        self.signal(signal.SIGCONT)
         return sum(victim.pid in left for victim in victims)
 
     def check(self, undisturbed: Path) -> int:
@@ -238,7 +244,7 @@ def soak(folder: Path, runs: int, faults: int, processes: int, seed: int = 0) ->
             due = min(faults, int(done * faults / 0.7) + 1) - len(disturbed.killed)
             if due >= LATE:
                 chance.shuffle(disturbed.alive)
-                victims = dict.fromkeys(disturbed.writers() + disturbed.alive)
+                victims = dict.fromkeys(disturbed.hold(seconds=1) + disturbed.alive)
                 torn += disturbed.kill(list(victims)[: min(due, 1 + processes // 2)])
             elif due:
                 torn += disturbed.kill([disturbed.aim(chance)])
