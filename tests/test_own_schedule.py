@@ -206,6 +206,13 @@ def test_a_schedule_whose_code_was_changed_is_another_run_under_the_same_label(h
     assert records.run_id(named(headline, nested)[1]) != records.run_id(held)
 
 
+def test_the_last_bits_of_an_lr_in_which_machines_differ_leave_the_id(headline, monkeypatch):
+    ours = node("Frozen", base_lr=0.001, max_lr=0.005)
+    here = named(headline, ours)[1]["lr_sha256"]
+    monkeypatch.setattr(Frozen, "__call__", lambda self, t: sawtooth(t, self.base_lr, self.max_lr) * (1 + 1e-15))
+    assert named(headline, ours)[1]["lr_sha256"] == here
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from cyclical_lr import records
 from cyclical_lr.report.arms import LATER_POLICIES, MISTAKES
 from cyclical_lr.training import sweep
 from cyclical_lr.training.config import check, compose_config, describe, label, plain
-from cyclical_lr.training.local import Progress
+from cyclical_lr.training.local import Progress, in_processes
 from cyclical_lr.training.sweep import Job
 
 SCRIPT = REPOSITORY / "scripts" / "study.py"
@@ -104,6 +104,15 @@ def test_progress_is_read_from_the_curves_and_what_has_ended_is_not_left(tmp_pat
     with progress, caplog.at_level("INFO"):
         time.sleep(0.5)
     assert re.fullmatch(r"2 runs: 34 %, 32,000 of 95,000 iterations, \d+:\d\d left", caplog.messages[-1])
+
+
+def test_a_job_has_failed_unless_it_ended_well_or_diverged(tmp_path):
+    jobs = [Job([str(code)], f"ends with {code}", [], tmp_path, tmp_path) for code in (0, 1, 3, 7)]
+    script = "import sys; print('last words'); sys.exit(int(sys.argv[1]))"
+    before = signal.getsignal(signal.SIGTERM)
+    problems = in_processes(jobs, 2, [sys.executable, "-c", script], [])
+    signal.signal(signal.SIGTERM, before)
+    assert problems == {f"ends with {code} seed ": f"exit code {code} after 'last words'" for code in (1, 7)}
 
 
 @pytest.mark.slow

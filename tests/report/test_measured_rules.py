@@ -90,6 +90,15 @@ def test_bounds_are_reproduced_to_within_an_evaluation(paper, onset, top, verdic
     assert found.text == verdict
 
 
+def test_an_evaluation_is_as_wide_as_the_widest(paper):
+    # From 0.006 on an evaluation each 0.002: the top, at 0.008, is one of these off.
+    fine = tent(0, 8)
+    places = [*range(7), *range(8, 21, 2)]
+    curve = Curve(tuple(fine.lr[i] for i in places), tuple(fine.accuracy[i] for i in places), 0)
+    found, bounds = verdicts.bounds(paper, [curve] * 10, PAPERS_CHOICE)
+    assert (bounds["drop"].max_lr, found.text) == (pytest.approx(0.008), "reproduced")
+
+
 def test_a_range_over_seeds_holds_what_lies_between(paper):
     curves = [tent(onset, 6, seed) for seed, onset in enumerate((3, 3, 0))]
     assert verdicts.bounds(paper, curves, PAPERS_CHOICE)[0].text == "reproduced (preliminary)"
@@ -156,6 +165,15 @@ def test_no_extra_computation_is_within_two_percent_for_every_method(paper, chan
     assert {each.name: each.value for each in ratios}["adam on a cpu"] == pytest.approx(changes.get("adam", 1.0))
     both, more = verdicts.cost(paper, [benchmark(), benchmark(**changes)], "clr_over_fixed")
     assert (both.text, len(more)) == (verdict, 12)
+
+
+def test_the_rounds_of_several_machines_are_counted_by_the_fewest(paper):
+    shorter = benchmark()
+    for times in shorter["milliseconds"].values():
+        for ms in times.values():
+            del ms[12:]
+    for both in ([benchmark(), shorter], [shorter, benchmark()]):
+        assert verdicts.cost(paper, both, "clr_over_fixed")[0].n == 12
 
 
 @pytest.mark.parametrize(("sgd", "verdict"), [(1.0, "reproduced"), (1.11, "inconclusive"), (1.2, "not reproduced")])

@@ -98,6 +98,8 @@ def test_a_row_of_the_forest_plot_is_ours_minus_the_papers_with_its_interval_and
     assert bar.get_xdata().tolist() == pytest.approx([-ends.high, -ends.low])
     assert ends.low < 1.4 < ends.high
     assert "-1.40 (3)" in texts(axes.figure)
+    bands = [band.get_paths()[0].get_extents() for band in axes.collections]
+    assert [band.x1 for band in bands if band.y0 < row < band.y1] == [0.5]  # the rule's floor
 
 
 def test_families_are_headed_by_the_papers_names(add_run, draw):
@@ -126,7 +128,7 @@ def test_a_difference_beyond_the_axis_stands_at_its_edge_with_its_value(add_run,
             add_run(label, seed, {0: 10.0, 60_000: accuracy + seed / 10})
     figure = draw("verdicts")
     assert figure.axes[0].get_xlim() == (-6, 6)
-    assert "+12.00 (3)" in texts(figure)
+    assert "+12.00 (3) →" in texts(figure)
     assert max(line.get_xdata().max() for line in figure.axes[0].lines if line.get_marker() == ">") == 6
 
 

@@ -301,6 +301,15 @@ def test_a_claim_below_three_seeds_and_one_with_a_diverged_run_take_part_with_p_
     assert found["above diverging"].verdict == "inconclusive"
 
 
+def test_a_diverged_run_does_not_hide_that_the_opposite_is_so(paper, tmp_path, add_run):
+    add_cell(add_run, "a", *[80.0] * 4)
+    add_cell(add_run, "b", *[81.0] * 4)
+    add_run("a", 9, {0: 10.0}, status="diverged")
+    only = with_claims(paper, claim("a above b", "greater", "a", "b"))
+    (finding,) = by_id(verdicts.decide(only, collect(tmp_path))).values()
+    assert (finding.p_adjusted, finding.p_opposite_adjusted, finding.verdict) == (1, 0, "contradicted")
+
+
 def test_a_claim_has_its_cells_and_its_controls_at_the_iteration_of_its_first_operand(paper, tmp_path, add_run):
     add_cell(add_run, "a", 81.0, 82.0, 83.0)
     add_cell(add_run, "b", 80.0, 80.0, 80.0)

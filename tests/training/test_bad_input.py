@@ -19,6 +19,10 @@ WRONG = [
     pytest.param(["+cluster.typo=1"], ["cluster.typo", "no such key"], id="unknown key of the cluster"),
     pytest.param(["+cluster.setup=module load cuda"], ["cluster.setup", "a list"], id="one line for a list of them"),
     pytest.param(["+cluster.sbatch=[requeue]"], ["cluster.sbatch", "requeue"], id="a list for options"),
+    *(
+        pytest.param([f"+cluster.{key}={value}"], [f"cluster.{key}", value, ">= 1"], id=f"cluster.{key}")
+        for key, value in {"time": "0", "cpus": "1.5", "gpus": "-1", "memory": "8G", "parallel": "0"}.items()
+    ),
     pytest.param(["schedule.stepsize=-3"], ["schedule.stepsize", "-3"], id="negative stepsize"),
     pytest.param(["schedule.stepsize=0"], ["schedule.stepsize", "0"], id="zero stepsize"),
     pytest.param(["schedule.max_lr=0.0001"], ["schedule.max_lr", "0.0001", "base_lr"], id="max_lr below base_lr"),
@@ -37,6 +41,7 @@ WRONG = [
     pytest.param(["seed=[0,0]"], ["seed", "[0, 0]", "different"], id="one seed twice"),
     pytest.param(["seed=[]"], ["seed", "[]"], id="no seed"),
     pytest.param(["seed=-1"], ["seed", "-1", "from 0"], id="negative seed"),
+    pytest.param(["seed=4294967296"], ["seed", "4294967296", "2^32 - 1"], id="a seed of more than 32 bits"),
     pytest.param(["seed=0..4"], ["seed", "0..4", "[0,1,2]"], id="a seed that Hydra takes for a word"),
     pytest.param(["trainer.precision=16"], ["trainer.precision", "16", "32-true"], id="unknown precision"),
     pytest.param(["trainer.accelerator=abacus"], ["trainer.accelerator", "abacus", "cpu"], id="unknown accelerator"),
@@ -72,7 +77,7 @@ WRONG = [
     pytest.param(["schedule._target_=null"], ["None", "dotted path"], id="a class without a name"),
     pytest.param(["schedule._target_=math.pi"], ["math.pi", "no class or function"], id="a class that is a number"),
     pytest.param(["schedule._target_=builtins.dict"], ["builtins.dict"], id="a class that says nothing of itself"),
-    pytest.param(["iterations=100000000000000"], ["iterations", "at most 100,000,000"], id="more than memory holds"),
+    pytest.param(["iterations=100000001"], ["iterations", "at most 100,000,000"], id="more than memory holds"),
     pytest.param(["+trainer.emulate_bf16=5"], ["trainer.emulate_bf16", "5", "true or false"], id="neither here"),
     pytest.param(["model=alexnet"], ["model", "3 x 32 x 32", "AlexNet"], id="images that the network does not take"),
     pytest.param(["logger.kind=typo"], ["logger.kind", "typo", "none"], id="unknown logger"),

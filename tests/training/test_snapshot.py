@@ -30,6 +30,16 @@ def test_a_snapshot_has_the_code_and_the_configs_as_they_are_and_nothing_else(tr
     assert list((tmp_path / "runs").iterdir()) == [copy.parent]
 
 
+def test_files_that_change_places_are_another_snapshot(tree, tmp_path):
+    first, second = tree / "src" / "a.py", tree / "src" / "b.py"
+    first.write_text("one")
+    second.write_text("two")
+    before = snapshot.take(tree, tmp_path)
+    first.write_text("onetwo")
+    second.write_text("")
+    assert snapshot.take(tree, tmp_path) != before
+
+
 def test_the_same_code_is_the_same_snapshot_and_an_edit_is_another(tree, tmp_path):
     before = snapshot.take(tree, tmp_path)
     assert snapshot.take(tree, tmp_path) == before
