@@ -189,7 +189,7 @@ def test_other_constant_lrs_later_policies_and_each_missed_detail_have_a_sentenc
     add_run("cifar10_tri2[model.lrn=none]", 1, curve(79.5))
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
-    others = "76.80 at 0.0005, 81.00 at 0.002 (n = 1 to 2; CLR 80.50)"
+    others = "76.80 at 0.0005 (n = 1), 81.00 at 0.002 (n = 2); CLR 80.50"
     assert f"The 25,000-iteration fixed policy at other LRs (`+study=constant_lr`, in %): {others}." in sentences
     later = "81.50 by one-cycle (n = 1; CLR 80.50)"
     assert f"Later policies in the same budget (`+study=modern`, in %): {later}." in sentences

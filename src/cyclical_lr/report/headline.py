@@ -241,10 +241,14 @@ def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
     run = {name: cell for name, cell in cells.items() if cell.n}
     if not run:
         return ""
-    ends = [f"{wording.number(statistics.mean(cell.values))} {name}{_lost(cell)}" for name, cell in run.items()]
     clr = read_cell(results, arms.FAITHFUL, arms.END)
     beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
-    return f"{what}: {', '.join(ends)} ({_seeds(list(run.values()))}{beside})."
+    means = {name: f"{wording.number(statistics.mean(cell.values))} {name}" for name, cell in run.items()}
+    if len({cell.n for cell in run.values()}) == 1:
+        ends = [f"{means[name]}{_brackets(cell.remarks)}" for name, cell in run.items()]
+        return f"{what}: {', '.join(ends)} ({_seeds(list(run.values()))}{beside})."
+    ends = [f"{means[name]}{_brackets([f'n = {cell.n}', *cell.remarks])}" for name, cell in run.items()]
+    return f"{what}: {', '.join(ends)}{beside}."
 
 
 def _mistakes(results: Results) -> str:
@@ -258,7 +262,8 @@ def _mistakes(results: Results) -> str:
     changes, shown = [], []
     for cell, name in cells:
         if cell.n and port.n:
-            changes.append(f"{name} {statistics.mean(cell.values) - statistics.mean(port.values):+.2f}{_lost(cell)}")
+            change = statistics.mean(cell.values) - statistics.mean(port.values)
+            changes.append(f"{name} {change:+.2f}{_brackets(cell.remarks)}")
             shown.append(cell)
         elif cell.diverged:
             changes.append(f"{name} diverges")
@@ -271,9 +276,8 @@ def _mistakes(results: Results) -> str:
     return f"{effect}: {', '.join(changes)}{seeds}.{chance}"
 
 
-def _lost(cell: Cell) -> str:
-    """What went wrong with other seeds, in brackets."""
-    return f" ({', '.join(cell.remarks)})" if cell.remarks else ""
+def _brackets(remarks: Sequence[str]) -> str:
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _seeds(cells: Sequence[Cell]) -> str:
