@@ -149,19 +149,21 @@ class Study:
             time.sleep(0.002)
         return None
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """A signal to everyone who is not over."""
         for process in self.alive:
-            with suppress(ProcessLookupError):  # over already
-                os.kill(process.pid, number)
+            with suppress(ProcessLookupError):
+                if process.process.is_alive():
+                    os.kill(process.pid, number)
 
     def hold(self, seconds: float) -> list[Forked]:
         """Let everyone stand still at a moment when some are writing; returns these, none if no such moment came."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.signal(signal.SIGSTOP)
+            self.send(signal.SIGSTOP)
             if writers := self.writers():
                 return writers
-            self.signal(signal.SIGCONT)
+            self.send(signal.SIGCONT)
             time.sleep(0.002)
         return []
 
@@ -194,7 +196,7 @@ class Study:
             if victim.process.exitcode == -signal.SIGKILL:  # or it was quicker, and had nothing left to do
                 self.killed.append(victim)
             self.alive[self.alive.index(victim)] = self.start()
-        self.signal(signal.SIGCONT)
+        self.send(signal.SIGCONT)
         return sum(victim.pid in left for victim in victims)
 
     def check(self, undisturbed: Path) -> int:
