@@ -243,12 +243,12 @@ def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
         return ""
     clr = read_cell(results, arms.FAITHFUL, arms.END)
     beside = f"; CLR {wording.number(statistics.mean(clr.values))}" if clr.n else ""
-    means = {name: f"{wording.number(statistics.mean(cell.values))} {name}" for name, cell in run.items()}
-    if len({cell.n for cell in run.values()}) == 1:
-        ends = [f"{means[name]}{_brackets(cell.remarks)}" for name, cell in run.items()]
-        return f"{what}: {', '.join(ends)} ({_seeds(list(run.values()))}{beside})."
-    ends = [f"{means[name]}{_brackets([f'n = {cell.n}', *cell.remarks])}" for name, cell in run.items()]
-    return f"{what}: {', '.join(ends)}{beside}."
+    alike = len({cell.n for cell in run.values()}) == 1
+    ends = []
+    for name, cell in run.items():
+        remarks = cell.remarks if alike else [f"n = {cell.n}", *cell.remarks]
+        ends.append(f"{wording.number(statistics.mean(cell.values))} {name}{_brackets(remarks)}")
+    return f"{what}: {', '.join(ends)}{f' ({_seeds(list(run.values()))}{beside})' if alike else beside}."
 
 
 def _mistakes(results: Results) -> str:
