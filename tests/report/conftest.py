@@ -1,6 +1,7 @@
 """Runs made up for the report's tests: files as `training` writes them, with accuracies that the test chooses."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,5 +76,17 @@ def add_run(tmp_path: Path) -> Callable[..., Record]:
         records.write_curve(records.curve_path(tmp_path, record.run_id), curve)
         records.write_record(tmp_path, record)
         return record
+
+    return add
+
+
+@pytest.fixture
+def add_caffe_run(tmp_path: Path) -> Callable[..., None]:
+    """Write a curve of Caffe itself to tmp_path: `add_caffe_run({0: 10.0, 25_000: 81.0}, "cifar10_tri2-2")`."""
+
+    def add(accuracies: Mapping[int, float], name: str = "cifar10_tri2-1") -> None:
+        (tmp_path / "caffe").mkdir(exist_ok=True)
+        rows = [CurveRow(t, 0.001, math.nan, 1.0, accuracy, math.nan) for t, accuracy in accuracies.items()]
+        records.write_curve(tmp_path / "caffe" / f"{name}.csv", rows)
 
     return add

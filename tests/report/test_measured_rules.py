@@ -232,9 +232,9 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     assert "adam on a cpu 1.000 [0.990, 1.010]" in lines["table3_no_extra_computation"]
     *_, bounds, same, more = headline.found(report)
     assert bounds == (
-        "The LR range test (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by rule "
-        "(none by plateau and raggedness; the paper: 0.001 and 0.006): reproduced (preliminary)."
+        "**The LR range test** (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by "
+        "rule (none by plateau and raggedness; the paper: 0.001 and 0.006): reproduced (preliminary)."
     )
     ratios = "Reproduced: ratios of CPU time {0} to {0} on cifar10_full; by method and machine: {1} reproduced."
-    assert same.startswith("Cost: “CLR needs") and same.endswith(ratios.format("1.000", 6))
-    assert more.startswith("Cost: “Methods that") and more.endswith(ratios.format("1.111", 4))
+    assert same.startswith("**Cost**: “CLR needs") and same.endswith(ratios.format("1.000", 6))
+    assert more.startswith("**Cost**: “Methods that") and more.endswith(ratios.format("1.111", 4))

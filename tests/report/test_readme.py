@@ -31,7 +31,7 @@ def test_the_first_screen_says_what_was_found():
     assert (
         "**In short: " in head
         and " runs so far. " in head
-        and "(`cifar10_tri2`) ends at **" in head
+        and "| [CLR](conf/experiment/cifar10_tri2.yaml) | 25,000 | " in head
         and "![Figure 1 redrawn]" in head
     )
 
@@ -80,11 +80,12 @@ def test_every_row_links_to_its_lab_card_and_has_n_the_papers_number_and_the_ver
     assert row in block
     row = f"| {link('cifar10_decay')} | 25,000 |  | 0 | 78.5 (Table 1) | no verdict (n = 0); 1 diverged |"
     assert row in block
-    assert "data.shuffle" not in block and "cifar10_exp.yaml" not in block
+    rows = block.partition("<summary>All rows that have a run</summary>")[2].partition("</details>")[0]
+    assert rows.count("\n| [`") == 3 and "data.shuffle" not in rows
     assert "Table 1: 2 of 14, Table 3: 0 of 12, Table 4: 0 of 24, text: 0 of 6." in block
 
 
 def test_without_a_run_the_block_says_so(paper):
     block = readme.block(headline.make_report(paper, Results({}, {}, ())), CONF)
     assert "0 runs so far." in block and "| run |" not in block and "fig01" not in block
-    assert "(`cifar10_tri2`) after 25,000 iterations (the paper: 81.4 %): not run." in block
+    assert "| [CLR](conf/experiment/cifar10_tri2.yaml) | 25,000 | not run | 0 | 81.4 | not run |  |  |" in block

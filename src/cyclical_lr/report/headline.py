@@ -1,24 +1,22 @@
-"""What was found so far, for the first screen of page and README: sentences, measured rows, Figure 1's points.
+"""What was found so far, in sentences for the first screen of page and README; its tables are in headline_tables.py.
 
-The sentences are about the paper's headline, that CLR gets in 25,000 iterations to where the fixed policy is after
-70,000 (Table 1 rows 1 and 2), and about its controls: the fixed schedule compressed to CLR's budget and drops, the same
-at CLR's mean LR, and each policy with and without the drops.
+The paper's headline is that CLR gets in 25,000 iterations to where the fixed policy is after 70,000 (Table 1 rows 1 and
+2). The sentences are about what bears on it: Caffe itself, other LRs and policies in CLR's budget, the LR drops.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from cyclical_lr.report import arms, markup, statistics, tables, verdicts, wording
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
 from cyclical_lr.report.cycles import mid_cycle
-from cyclical_lr.report.paper import Paper, experiments_of
+from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.times import TimeToTarget
-from cyclical_lr.report.verdicts import CONTRADICTED, NOT_RUN, REPRODUCED, Verdict, decide
+from cyclical_lr.report.verdicts import NOT_RUN, Verdict, decide
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,9 @@ def make_report(paper: Paper, results: Results) -> Report:
 
 # Sentences ------------------------------------------------------------------------------------------------------------
 
-TRI2, FIXED, EQUAL = "table1_tri2", "table1_fixed", "table1_tri2_equals_fixed"
-TIMES = "table1_tri2_time_to_target"
+EQUAL, TIMES = "table1_tri2_equals_fixed", "table1_tri2_time_to_target"
 EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"
-CONTROLS = {
-    "cifar10_fixed_25k": "The fixed policy with CLR's 25,000 iterations and drops",
-    "cifar10_fixed_25k_matched": "The 25,000-iteration fixed policy at the mean LR of CLR's first phase",
-}
+CONTROLS = ("cifar10_fixed_25k", "cifar10_fixed_25k_matched")
 """What CLR is compared with at its own budget: claims `control_tri2_equals_...` and `control_tri2_beats_...`."""
 DROPS = {
     "CLR": "control_tri2_needs_drops",
@@ -54,8 +48,8 @@ DROPS = {
 }
 """Claims whose operands are a policy with the drops at 16,000 and 22,000 and without."""
 RANGE_TESTS = {
-    "figure3_bounds": "The LR range test",
-    "control_range_test_half_length": "Our control in half the iterations",
+    "figure3_bounds": "**The LR range test**",
+    "control_range_test_half_length": "**The same in half the iterations**, a control",
 }
 """Claims with rule `bounds` on CIFAR-10."""
 PRECISION = ("precision_tri2", "precision_fixed_25k")
@@ -114,59 +108,31 @@ def short(report: Report) -> str:
 
 
 def found(report: Report) -> list[str]:
-    """What was found, in Markdown: a sentence or two each."""
-    paper, by_id = report.paper, {verdict.id: verdict for verdict in report.verdicts}
-    sentences = [_number(paper, by_id[TRI2], "CLR"), *_caffe(paper, report.results)]
-    sentences.append(_number(paper, by_id[FIXED], "The fixed policy"))
-    if _all_run(by_id[EQUAL]):
-        lead = _lead(paper, by_id[EQUAL])
-        equal = f"{_equal(paper)}: {_decided(by_id[EQUAL])}"
-        sentences.append(f"CLR at 25,000 iterations minus the fixed policy at 70,000: {lead}. {equal}.")
-    sentences += [_control(paper, report.results, by_id, control) for control in CONTROLS]
-    sentences += filter(None, [_constant(report.results), _later(report.results)])
-    sentences += [_drops(paper, by_id), _exp_range(report, by_id)]
-    if times := _times(by_id[TIMES].times):
-        sentences.append(times)
+    """What was found, in Markdown: a sentence or two each, which begin with their topic."""
+    paper, results = report.paper, report.results
+    by_id = {verdict.id: verdict for verdict in report.verdicts}
+    sentences = [_caffe(paper, results), _constant(results), _later(results), _drops(paper, results, by_id)]
+    sentences += [_exp_range(report, by_id), _times(by_id[TIMES].times)]
     sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
     sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
-    if mistakes := _mistakes(report.results):
-        sentences.append(mistakes)
-    return sentences + [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
+    sentences.append(_mistakes(results))
+    sentences += [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _number(paper: Paper, verdict: Verdict, policy: str, verb: str = "ends at") -> str:
-    (cell,), row = verdict.cells, paper.rows[verdict.claim["row"]]
-    ours = f"{verb} {_mean(paper, cell)} " if cell.n else ""
-    said = f"the paper: {wording.quoted(row['accuracy'])} %"
-    if verdict.finding.prediction is not None:
-        said += f"; a new run of ours is expected within {wording.interval(verdict.finding.prediction)}"
-    return f"{policy} (`{cell.label}`) {ours}after {cell.iteration:,} iterations ({said}): {verdict.finding.text}."
-
-
-def _caffe(paper: Paper, results: Results) -> list[str]:
+def _caffe(paper: Paper, results: Results) -> str:
     """Where runs of Caffe itself end, and where a new run of the port is expected to; CLR's first."""
     ends = []
     for label in sorted(results.caffe, key=lambda label: label != arms.FAITHFUL):
         end = last_iteration(results, label)
         if end is None or not (accuracies := [run[end] for run in results.caffe[label] if end in run]):
             continue
-        text = f"at **{' and '.join(map(wording.number, accuracies))} %** under the LRs of `{label}`"
+        text = f"at {' and '.join(map(wording.number, accuracies))} % under the LRs of `{label}`"
         expected = verdicts.number(paper, read_cell(results, label, end), accuracies[0], runs=1).prediction
         if expected is not None:
             text += f" (a new run of the port is expected within {wording.interval(expected)})"
         ends.append(text)
-    return [f"Caffe itself ends {', '.join(ends)}."] if ends else []
-
-
-def _mean(paper: Paper, cell: Cell) -> str:
-    """The mean in percent with its interval, n, and what went wrong."""
-    text = f"**{wording.number(statistics.mean(cell.values))} %**"
-    counts = ", ".join([f"n = {cell.n}", *cell.remarks])
-    if cell.n < 2:
-        return f"{text} ({counts}, no interval)"
-    confidence = paper.rule("number")["confidence"]
-    ends = statistics.mean_interval(cell.values, confidence)
-    return f"{text} {wording.interval(ends)} ({counts}, {100 * confidence:g} % interval)"
+    return f"**Caffe itself** ends {', '.join(ends)}." if ends else ""
 
 
 def _lead(paper: Paper, verdict: Verdict) -> str:
@@ -175,65 +141,20 @@ def _lead(paper: Paper, verdict: Verdict) -> str:
     confidence, n = paper.rule("equal")["interval"], min(a.n, b.n)
     ends = statistics.difference_interval(a.values, b.values, confidence)
     points = wording.difference(statistics.mean(a.values) - statistics.mean(b.values), ends)
-    return f"**{points}** points (n = {n}, {f'{100 * confidence:g} % interval' if n > 1 else 'no interval'})"
-
-
-def _control(paper: Paper, results: Results, by_id: Mapping[str, Verdict], control: str) -> str:
-    name = control.removeprefix("cifar10_")
-    equal, beaten = by_id[f"control_tri2_equals_{name}"], by_id[f"control_tri2_beats_{name}"]
-    a, b = equal.cells
-    what = f"{CONTROLS[control]} (`{b.label}`, a control)"
-    if not b.n:
-        return f"{what}: {NOT_RUN}."
-    text = f"{what} ends at {_mean(paper, b)}."
-    if not a.n:
-        return text
-    text += f" CLR's lead over it: {_lead(paper, equal)}. {_equal(paper)}: {_decided(equal)}. "
-    text += f"CLR better: {_decided(beaten)}.{_in_words(paper, equal, beaten)}"
-    drop = paper.tables["table2"][0]["max_iter"]
-    before = [read_cell(results, cell.label, drop) for cell in (a, b)]
-    if all(cell.n for cell in before):
-        clr, fixed = (wording.number(statistics.mean(cell.values)) for cell in before)
-        text += f" Before the first drop, at {drop:,}, CLR is at {clr} and this control at {fixed} %."
-    return text
-
-
-def _equal(paper: Paper) -> str:
-    return f"Equal to within ±{paper.rule('equal')['margin']:g}"
-
-
-def _in_words(paper: Paper, equal: Verdict, beaten: Verdict) -> str:
-    """What a control shows; empty where there are too few seeds."""
-    if beaten.finding.p is None:
-        return ""
-    if beaten.finding.verdict in (REPRODUCED, CONTRADICTED):
-        return " So CLR does better." if beaten.finding.verdict == REPRODUCED else " So CLR does worse."
-    if equal.finding.verdict == REPRODUCED:
-        margin = f"{paper.rule('equal')['margin']:g}"
-        return f" So CLR does as well, to within {margin} points; that it does better is not shown."
-    return " So far neither a lead of CLR nor equality is shown."
-
-
-def _decided(verdict: Verdict) -> str:
-    """The verdict with the p-value on which "reproduced" rests, alone and corrected."""
-    found = verdict.finding
-    if found.p is None:
-        return found.text
-    p = f"p {wording.p(found.p)}, corrected {wording.p(found.p_adjusted).removeprefix('= ')}"
-    return f"{found.verdict} ({'preliminary; ' * found.preliminary}{p})"
+    return f"{points} points (n = {n}, {f'{100 * confidence:g} % interval' if n > 1 else 'no interval'})"
 
 
 def _constant(results: Results) -> str:
     """Where the fixed policy ends in CLR's budget at each other LR that was run."""
     labels = sorted(arms.constant_lrs(results.by_label).items())
     cells = {f"at {lr:g}": read_cell(results, label, arms.END) for lr, label in labels}
-    return _ends(results, "The 25,000-iteration fixed policy at other LRs (`+study=constant_lr`, in %)", cells)
+    return _ends(results, "**Other constant LRs** with CLR's budget and drops (`+study=constant_lr`, in %)", cells)
 
 
 def _later(results: Results) -> str:
     """Where later policies end in CLR's budget."""
     cells = {f"by {name}": read_cell(results, label, end) for label, end, name in arms.LATER_POLICIES["Later"]}
-    return _ends(results, "Later policies in the same budget (`+study=modern`, in %)", cells)
+    return _ends(results, "**Later policies** in CLR's budget (`+study=modern`, in %)", cells)
 
 
 def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
@@ -272,8 +193,7 @@ def _mistakes(results: Results) -> str:
     seeds = f" ({_seeds(shown)}, from the mean of the port's {port.n})" if shown else ""
     spread = max(port.values, default=0.0) - min(port.values, default=0.0)
     chance = f" The port's own seeds span {wording.number(spread)} points." if port.n > 1 else ""
-    effect = "Effect of getting Caffe's details wrong, one or several at a time, in points"
-    return f"{effect}: {', '.join(changes)}{seeds}.{chance}"
+    return f"**Caffe's details** got wrong, one or several at a time, in points: {', '.join(changes)}{seeds}.{chance}"
 
 
 def _brackets(remarks: Sequence[str]) -> str:
@@ -286,24 +206,29 @@ def _seeds(cells: Sequence[Cell]) -> str:
     return f"n = {most}{' each' * (len(cells) > 1)}" if fewest == most else f"n = {fewest} to {most}"
 
 
-def _drops(paper: Paper, by_id: Mapping[str, Verdict]) -> str:
-    """What each policy gains from the drops, with the claim's verdict."""
+def _drops(paper: Paper, results: Results, by_id: Mapping[str, Verdict]) -> str:
+    """What each policy gains from the drops, with the claim's verdict; CLR and its controls before the first."""
     gains = []
     for policy, claim in DROPS.items():
         verdict = by_id[claim]
-        gain = f"{_lead(paper, verdict)}: {_decided(verdict)}" if _all_run(verdict) else NOT_RUN
+        gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
-    return f"What the LR drops add at 25,000: {'; '.join(gains)}."
+    text = f"**LR drops** add at 25,000: {'; '.join(gains)}."
+    drop = paper.tables["table2"][0]["max_iter"]
+    before = [read_cell(results, label, drop) for label in (arms.FAITHFUL, *CONTROLS)]
+    shown = [f"{wording.number(statistics.mean(cell.values))} (`{cell.label}`)" for cell in before if cell.n]
+    return f"{text} Before the first, at {drop:,}: {', '.join(shown)} %." if shown else text
 
 
 def _exp_range(report: Report, by_id: Mapping[str, Verdict]) -> str:
-    """The paper's best row, where it is read, and how it stands to the fixed policy."""
-    text = _number(report.paper, by_id[EXP_RANGE], "exp_range", "is at")
-    if _all_run(above := by_id[EXP_RANGE_ABOVE_FIXED]):
-        text += f" Above the fixed policy at 70,000: {above.finding.text}."
-    (cell,) = by_id[EXP_RANGE].cells
-    where = mid_cycle(report.results, cell.label, cell.iteration)
-    return f"{text} At the stepsize chosen here {cell.iteration:,} is {where}." if where else text
+    """Where in a cycle the paper's best row is read, and how it stands to the fixed policy."""
+    (cell,), above = by_id[EXP_RANGE].cells, by_id[EXP_RANGE_ABOVE_FIXED]
+    said = []
+    if where := mid_cycle(report.results, cell.label, cell.iteration):
+        said.append(f"at the stepsize chosen here {cell.iteration:,}, where the paper reads it, is {where}")
+    if _all_run(above):
+        said.append(f"above the fixed policy at 70,000: {above.finding.text}")
+    return f"**exp_range**: {'; '.join(said)}." if said else ""
 
 
 def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:
@@ -324,9 +249,11 @@ def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:
 def _precision(paper: Paper, verdict: Verdict) -> str:
     """What a run in bfloat16 ends at, beside float32."""
     low, high = verdict.cells
+    mean = wording.number(statistics.mean(low.values))
     return (
-        f"In bfloat16 `{high.label}` ends at {_mean(paper, low)}: {_lead(paper, verdict)} from float32. "
-        f"{_equal(paper)}: {_decided(verdict)}."
+        f"**In bfloat16** `{high.label}` ends at {mean} %, {_lead(paper, verdict)} from float32"
+        f"{_brackets([*low.remarks, *high.remarks])}. "
+        f"Equal to within ±{paper.rule('equal')['margin']:g}: {verdict.finding.text}."
     )
 
 
@@ -337,7 +264,7 @@ def _all_run(verdict: Verdict) -> bool:
 
 def _cost(verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
-    text = f"Cost: “{verdict.claim['text']}” {verdict.finding.text.capitalize()}"
+    text = f"**Cost**: “{verdict.claim['text']}” {verdict.finding.text.capitalize()}"
     if not verdict.ratios:
         return f"{text}."
     measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
@@ -352,7 +279,7 @@ def _times(times: Sequence[TimeToTarget]) -> str:
     reached = [time.target for time in shown if time.role == "A" and math.isfinite(time.median)]
     if not reached:
         return ""
-    text = f"Iterations to {max(reached):g} %, the highest target that most CLR runs reach (medians): "
+    text = f"**Iterations** to {max(reached):g} %, the highest target that most CLR runs reach (medians): "
     text += f"{_medians(shown, max(reached))}."
     above = [time.target for time in shown if time.target > max(reached) and math.isfinite(time.median)]
     return f"{text} To {min(above):g} %: {_medians(shown, min(above))}." if above else text
@@ -365,92 +292,3 @@ def _medians(times: Sequence[TimeToTarget], target: float) -> str:
         for time in times
         if time.target == target
     )
-
-
-# Rows -----------------------------------------------------------------------------------------------------------------
-
-
-def measured_rows(report: Report) -> pd.DataFrame:
-    """The rows of all tables that have a run, as strings: run, ours, n, paper, verdict, where, iterations, remarks."""
-    rows: list[dict[str, Any]] = []
-    for name in tables.DESCRIBED_BY:
-        shown = markup.presented(report.paper, name, report.tables[name])
-        ours = next((column for column in shown.columns if column.startswith("ours")), "ours")
-        for row in shown.to_dict("records"):
-            if row["section"] == "other runs" or row["verdict"] == NOT_RUN:
-                continue
-            section = {"paper": "", "controls": "control"}.get(row["section"], row["section"])
-            place = section if section == "control" else ", ".join(filter(None, [_place(name), section]))
-            rows.append({"run": row["run"], **{column: row[column] for column in (ours, "n", "paper", "verdict")}})
-            rows[-1] |= {"where": place, "iterations": row["iterations"], "remarks": row["remarks"]}
-    return pd.DataFrame(rows)
-
-
-def coverage(report: Report) -> list[str]:
-    """How many of the paper's rows have a run, by table."""
-    out = []
-    for name in tables.DESCRIBED_BY:
-        rows = report.tables[name][report.tables[name]["section"] == "paper"]
-        run = set(rows["label"][rows["verdict"] != NOT_RUN])
-        readings = list(filter(None, map(experiments_of, report.paper.tables[name])))
-        out.append(f"{_place(name)}: {sum(not run.isdisjoint(labels) for labels in readings)} of {len(readings)}")
-    return out
-
-
-def _place(table: str) -> str:
-    return table.replace("table", "Table ")
-
-
-# Figure 1 -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AlongTheWay:
-    """A digitised curve of Figure 1 and ours at the first evaluation at or after each of its points.
-
-    Attributes:
-        points: iteration and accuracy (%) as the paper has them.
-        at: our iteration for each point.
-        ours: by what is compared ("label (n = k)"), an accuracy (%) per point; nan where there is none.
-    """
-
-    name: str
-    points: tuple[tuple[int, float], ...]
-    at: tuple[int, ...]
-    ours: Mapping[str, tuple[float, ...]]
-
-
-def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongTheWay]:
-    """The digitised curves of Figure 1 whose experiment has a finished run; CLR's with its controls beside it."""
-    out = []
-    for curve in figure1["curves"]:
-        evaluated = _evaluated(results, curve["experiment"])
-        points = [
-            (p["iteration"], p["accuracy"]) for p in curve["points"] if p["iteration"] <= max(evaluated, default=-1)
-        ]
-        if not points:
-            continue
-        at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
-        labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
-        ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
-        for label in labels:
-            if runs := results.caffe.get(label):
-                means = (statistics.mean([run[t] for run in runs if t in run]) for t in at)
-                ours[wording.caffe(label, len(runs))] = tuple(means)
-        out.append(AlongTheWay(curve["label"], tuple(points), tuple(at), ours))
-    return out
-
-
-def _values(results: Results, label: str, at: Sequence[int]) -> tuple[str, tuple[float, ...]]:
-    cells = [read_cell(results, label, iteration) for iteration in at]
-    return f"{label} (n = {max(cell.n for cell in cells)})", tuple(statistics.mean(cell.values) for cell in cells)
-
-
-def _evaluated(results: Results, label: str) -> set[int]:
-    """Iterations at which every finished run of a label was evaluated."""
-    curves = [
-        {row.iteration for row in results.curves[record.run_id]}
-        for record in results.by_label.get(label, [])
-        if record.status == "done"
-    ]
-    return set.intersection(*curves) if curves else set()

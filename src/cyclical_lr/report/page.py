@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from cyclical_lr.records import Record, write_atomic
-from cyclical_lr.report import headline, markup, wording
+from cyclical_lr.report import headline, headline_tables, markup, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.gallery import Entry
 from cyclical_lr.report.headline import Report
@@ -145,8 +145,9 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         found=[markdown.line(sentence) for sentence in headline.found(report)],
         claims=sum(counts.values()),
         tally=counts.items(),
-        measured=_grid(headline.measured_rows(report)),
-        along=[_along(curve, figure1["uncertainty"]) for curve in headline.along_the_way(results, figure1)],
+        beside_clr=_grid(headline_tables.beside_clr(report)),
+        measured=_grid(headline_tables.measured_rows(report)),
+        along=[_along(curve, figure1["uncertainty"]) for curve in headline_tables.along_the_way(results, figure1)],
         seeds=report.paper.verdicts["seeds"],
         bootstrap=f"{report.paper.rule('time_to_target')['bootstrap']['confidence']:.0%}",
         families=_families(report),
@@ -201,7 +202,7 @@ def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
 
 
-def _along(curve: headline.AlongTheWay, uncertainty: float) -> dict[str, Any]:
+def _along(curve: headline_tables.AlongTheWay, uncertainty: float) -> dict[str, Any]:
     rows = [
         {"iteration": f"{iteration:,}", "the paper": f"{accuracy:.1f}"}
         | {name: wording.number(values[position]) for name, values in curve.ours.items()}

@@ -7,8 +7,9 @@ import pandas as pd
 import yaml
 
 from cyclical_lr.records import ConfigError, write_atomic
-from cyclical_lr.report import headline, wording
-from cyclical_lr.report.headline import AlongTheWay, Report
+from cyclical_lr.report import headline, headline_tables, wording
+from cyclical_lr.report.headline import Report
+from cyclical_lr.report.headline_tables import AlongTheWay
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -33,13 +34,13 @@ def write_readme(readme: Path, block: str) -> Path:
 def block(report: Report, conf: Path) -> str:
     """The Markdown between the markers; `conf` is the folder of configs."""
     figure1 = yaml.safe_load((conf / "paper" / "figure1.yaml").read_text(encoding="utf-8"))
-    coverage = f"Rows of the paper that have a run: {', '.join(headline.coverage(report))}."
+    coverage = f"Rows of the paper that have a run: {', '.join(headline_tables.coverage(report))}."
     parts = [f"**{short}**\n"] if (short := headline.short(report)) else []
-    parts += [f"{headline.lead(report)} {coverage}\n", "".join(f"- {each}\n" for each in headline.found(report))]
-    parts.append(f"{headline.rules(report)}\n")
-    if len(rows := headline.measured_rows(report)):
+    parts += [_linked(headline_tables.beside_clr(report)), "".join(f"- {each}\n" for each in headline.found(report))]
+    parts += [f"{headline.lead(report)} {coverage}\n", f"{headline.rules(report)}\n"]
+    if len(rows := headline_tables.measured_rows(report)):
         parts.append(f"<details>\n<summary>All rows that have a run</summary>\n\n{_rows(rows)}\n</details>\n")
-    if along := headline.along_the_way(report.results, figure1):
+    if along := headline_tables.along_the_way(report.results, figure1):
         parts.append("![Figure 1 redrawn](paper_figures/fig01.png)\n")
         about = (
             "Accuracy (%) along the way, ours at the first evaluation at or after each point of Figure 1 "
@@ -53,6 +54,13 @@ def block(report: Report, conf: Path) -> str:
         "all figures: [`paper_figures/`](paper_figures).\n"
     )
     return "\n".join(parts)
+
+
+def _linked(rows: pd.DataFrame) -> str:
+    """A table whose policies link to their lab cards."""
+    rows["policy"] = [f"[{row.policy}](conf/experiment/{row.card}.yaml)" for row in rows.itertuples()]
+    shown = rows.drop(columns="card")
+    return wording.pipes(shown.columns, shown.to_numpy().tolist())
 
 
 def _rows(rows: pd.DataFrame) -> str:
