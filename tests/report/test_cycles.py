@@ -63,3 +63,14 @@ def test_a_run_that_is_read_in_mid_cycle_is_told_with_what_it_has_at_the_cycles_
     add_run(experiment, 0, rows, config={"schedule": cards.plan(experiment)["schedule"]})
     assert cycles.mid_cycle(collect(tmp_path), experiment, iteration) == said
     assert cycles.mid_cycle(collect(tmp_path), "not run", iteration) == ""
+
+
+@pytest.mark.parametrize(
+    ("iteration", "said"),
+    [(22_000, "mid-cycle (78.00 at 20,000 and 80.00 at 24,000, where cycles end)"), (22_001, "")],
+)
+def test_where_the_lr_is_about_to_drop_it_has_not_dropped(add_run, tmp_path, iteration, said):
+    cycle = {"_target_": "cyclical_lr.schedules.Triangular", "base_lr": 0.001, "max_lr": 0.006, "stepsize": 2000}
+    drops = {"_target_": "cyclical_lr.schedules.Drops", "schedule": cycle, "milestones": [22_000]}
+    add_run("mine", 0, ROWS, config={"schedule": drops})
+    assert cycles.mid_cycle(collect(tmp_path), "mine", iteration) == said

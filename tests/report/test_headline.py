@@ -79,8 +79,11 @@ def test_several_seeds_give_intervals_and_the_verdicts_of_the_rules(paper, tmp_p
         add_run("cifar10_tri2", seed, curve(81.2 + seed / 10))
         add_run("cifar10_fixed_25k", seed, curve(79.2 + seed / 10))
         add_run("cifar10_tri2_no_drops", seed, curve(79.2 + seed / 10))
+        add_run("cifar10_decay_drops", seed, curve(79.2))
+    add_run("cifar10_decay", 0, curve(77.2))
     drops, times = found(paper, collect(tmp_path))
     assert "to CLR +2.00 [+1.83, +2.17] points (n = 3, 90 % interval): reproduced (preliminary); to `decay`" in drops
+    assert "to `decay` +2.00 points (n = 1, no interval): no verdict (n = 1); to `exp`" in drops  # the fewer of 3 and 1
     assert times == (  # the last evaluation has no next one, and cannot count
         "**Iterations** to 81 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (3 of 3 "
         "runs), `cifar10_fixed_25k` never (0 of 3 runs)."
@@ -142,8 +145,10 @@ def test_seeds_that_diverged_are_told_wherever_a_number_is(paper, tmp_path, add_
         add_run(label, 0, curve(80.0))
         add_run(label, 1, curve(80.0), status="diverged")
     add_run("cifar10_tri2[precision=bf16]", 0, curve(79.0), precision="bf16")
-    add_run("cifar10_tri2[precision=bf16]", 1, curve(79.0), status="failed", precision="bf16")
+    for seed in (1, 2):
+        add_run("cifar10_tri2[precision=bf16]", seed, curve(79.0), status="diverged", precision="bf16")
     sentences = " ".join(found(paper, collect(tmp_path)))
+    assert "points (n = 1, no interval) from float32 (2 diverged, in float32 1 diverged). Equal" in sentences
     assert "80.00 at 0.005 (1 diverged) (n = 1; CLR 80.00)" in sentences
     assert "PyTorch's weights +0.00 (1 diverged)" in sentences
 

@@ -62,6 +62,21 @@ def test_a_row_has_the_lead_of_clr_with_its_interval_and_what_the_claims_show(pa
     }
 
 
+def test_a_policy_without_a_run_or_without_one_of_clr_beside_it_has_no_lead(paper, tmp_path, add_run):
+    add_run("cifar10_decay", 0, ends(77.2))
+    add_run("cifar10_tri2_no_drops", 0, ends(77.2))
+    row = beside(paper, collect(tmp_path))["cifar10_decay"]
+    assert (row[OURS], row["verdict"], row[LEAD], row["CLR is"]) == (
+        "77.20 (no interval)",
+        "no verdict (n = 1)",
+        "",
+        "",
+    )
+    add_run("cifar10_tri2", 0, ends(80.6))
+    row = beside(paper, collect(tmp_path))["cifar10_exp"]
+    assert (row[OURS], row["verdict"], row[LEAD], row["CLR is"]) == ("not run", "not run", "", "")
+
+
 def test_what_is_neither_better_nor_equal_is_called_so(paper, tmp_path, add_run):
     for seed in range(10):
         add_run("cifar10_tri2", seed, ends(81.2 + seed / 10))

@@ -252,7 +252,7 @@ def _precision(paper: Paper, verdict: Verdict) -> str:
     mean = wording.number(statistics.mean(low.values))
     return (
         f"**In bfloat16** `{high.label}` ends at {mean} %, {_lead(paper, verdict)} from float32"
-        f"{_brackets([*low.remarks, *high.remarks])}. "
+        f"{_brackets([*low.remarks, *(f'in float32 {remark}' for remark in high.remarks)])}. "
         f"Equal to within ±{paper.rule('equal')['margin']:g}: {verdict.finding.text}."
     )
 
