@@ -91,7 +91,7 @@ def _is_ours(node: Any) -> bool:
 def mid_cycle(results: Results, label: str, iteration: int) -> str:
     """What a label's runs have at the cycles' ends around an iteration; empty if it is as good as one.
 
-    That is where the LR dropped before, and is low all over the cycle, or is less than half above that of a cycle's end.
+    That is where the LR dropped earlier, and is low all over the cycle, or is less than half above a cycle's end.
     """
     runs = results.by_label.get(label)
     schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
