@@ -35,8 +35,6 @@ def make_report(paper: Paper, results: Results) -> Report:
     return Report(paper, results, decided, tables.make_tables(paper, results, decided))
 
 
-# Sentences ------------------------------------------------------------------------------------------------------------
-
 EQUAL, TIMES = "table1_tri2_equals_fixed", "table1_tri2_time_to_target"
 EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"
 CONTROLS = ("cifar10_fixed_25k", "cifar10_fixed_25k_matched")
@@ -84,8 +82,8 @@ def rules(report: Report) -> str:
         f"within the {level} prediction interval for a new run of ours (at least ±{number['floor']:g} points; "
         f"inconclusive if wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points "
         f"by two one-sided tests, better is one such test, both at p ≤ {alpha} after Holm's correction over the "
-        "claim's family, including claims not run. Contradicted: the opposite passes that test. Not reproduced rests "
-        "on the interval alone, uncorrected. Measured: numbers without a verdict. Fewer than "
+        "claim's family, including claims not run. Contradicted (or worse): the opposite passes that test. Not "
+        "reproduced (or not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. Fewer than "
         f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
     )
 
@@ -135,13 +133,18 @@ def _caffe(paper: Paper, results: Results) -> str:
     return f"**Caffe itself** ends {', '.join(ends)}." if ends else ""
 
 
-def _lead(paper: Paper, verdict: Verdict) -> str:
+def difference(paper: Paper, verdict: Verdict) -> str:
     """The first cell's mean less the second's, in points, with the interval at which equality is decided."""
     a, b = verdict.cells
-    confidence, n = paper.rule("equal")["interval"], min(a.n, b.n)
-    ends = statistics.difference_interval(a.values, b.values, confidence)
-    points = wording.difference(statistics.mean(a.values) - statistics.mean(b.values), ends)
-    return f"{points} points (n = {n}, {f'{100 * confidence:g} % interval' if n > 1 else 'no interval'})"
+    ends = statistics.difference_interval(a.values, b.values, paper.rule("equal")["interval"])
+    return wording.difference(statistics.mean(a.values) - statistics.mean(b.values), ends)
+
+
+def _lead(paper: Paper, verdict: Verdict) -> str:
+    """The difference with its n."""
+    n = min(cell.n for cell in verdict.cells)
+    interval = f"{100 * paper.rule('equal')['interval']:g} % interval" if n > 1 else "no interval"
+    return f"{difference(paper, verdict)} points (n = {n}, {interval})"
 
 
 def _constant(results: Results) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cyclical_lr.report import markup, statistics, tables, wording
 from cyclical_lr.report.collect import Results, read_cell
-from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, Report
+from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, Report, difference
 from cyclical_lr.report.paper import experiments_of
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 
@@ -41,9 +41,7 @@ def beside_clr(report: Report) -> pd.DataFrame:
         mean, ends = statistics.mean(cell.values), statistics.mean_interval(cell.values, confidence)
         lead, shown = "", ""
         if compared and all(each.n for each in compared[0].cells):
-            clr = compared[0].cells[0].values
-            between = statistics.difference_interval(clr, cell.values, equal["interval"])
-            lead = wording.difference(statistics.mean(clr) - mean, between)
+            lead = difference(paper, compared[0])
             shown = _in_words(compared, equal["margin"])
         rows.append(
             {
