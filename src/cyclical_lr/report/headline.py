@@ -83,8 +83,9 @@ def rules(report: Report) -> str:
         f"inconclusive if wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points "
         f"by two one-sided tests, better is one such test, both at p ≤ {alpha} after Holm's correction over the "
         "claim's family, including claims not run. Contradicted (or worse): the opposite passes that test. Not "
-        "reproduced (or not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. Fewer than "
-        f"{seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a preliminary one."
+        "reproduced (or not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. "
+        f"Fewer than {seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a "
+        "preliminary one."
     )
 
 
