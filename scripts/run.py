@@ -30,8 +30,7 @@ def experiments() -> str:
     """Every lab card with its one-line summary, for --help."""
     lines = []
     for card in sorted((CONF / "experiment").glob("*.yaml")):
-        about = card.read_text().splitlines()[1].lstrip("# ")
-        lines.append(f"  {card.stem:<30} {about}")
+        lines.append(f"  {card.stem:<30} {command_line.about(card)}")
     return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger("study")
 def main(arguments: list[str]) -> int:
     files = {file.stem: file for file in sorted((CONF / "study").glob("*.yaml"))}
     if not arguments or {"-h", "--help"} & set(arguments):
-        about = (f"  {name:<18} {file.read_text().splitlines()[0].lstrip('# ')}" for name, file in files.items())
+        about = (f"  {name:<18} {command_line.about(file)}" for name, file in files.items())
         print(__doc__, "Studies", *about, sep="\n")
         return 0
 

@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
     for path in paths:
         try:
             record = records.read_record(path)
-            curve = records.read_curve(records.curve_path(results, record.run_id))
+            file = records.curve_path(results, record.run_id)
+            curve = records.read_curve(file)
+            records.check_curve(file, record, curve)
         except (ValueError, OSError) as error:
             print(f"skipped: {error}", file=sys.stderr)
             problems += 1

@@ -9,7 +9,7 @@ import yaml
 from omegaconf.errors import ConfigKeyError
 from small_runs import CONF, REPOSITORY
 
-from cyclical_lr.command_line import explained, guarded
+from cyclical_lr.command_line import about, explained, guarded
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config
 
@@ -37,6 +37,31 @@ def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said):
         compose_config(CONF, overrides)
     text = explained(refusal.value)
     assert said in text and "\n" not in text and len(text) < 400
+
+
+def test_a_cards_choice_without_override_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [{schedule: own}, _self_]\n")
+    monkeypatch.setenv("CYCLICAL_LR_CONF", str(tmp_path))
+    with pytest.raises(Exception) as refusal:
+        compose_config(CONF, ["+experiment=mine"])
+    said = explained(refusal.value)
+    assert said == "experiment/schedule: there is no 'own'; a card says `override /schedule: own`"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# @package _global_\n# Table 1: CLR.\n# More.\nseed: 0\n", "Table 1: CLR."),
+        ("# A study.\nexperiments: []\n", "A study."),
+        ("# @package _global_\n", ""),
+        ("seed: 0", ""),
+        ("", ""),
+    ],
+)
+def test_help_has_the_first_line_that_a_file_says_of_itself(tmp_path, text, line):
+    (tmp_path / "file.yaml").write_text(text)
+    assert about(tmp_path / "file.yaml") == line
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from filelock import FileLock
@@ -183,6 +184,34 @@ def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path, script):
     assert code == 0 and "2 of 3 runs are done, 1 are missing" in output
     after = {record.seed: record.ended for record in records_in(tmp_path)}
     assert set(after) == {0, 1, 2} and {seed: after[seed] for seed in before} == before
+
+
+def test_a_run_that_is_done_under_another_name_is_told_with_it(tmp_path, script):
+    assert script("iterations=2")[0] == 0
+    (record,) = records_in(tmp_path)
+    other = replace(record, label="mine")
+    records.write_record(tmp_path / "results", other)
+    code, output = script("iterations=2")
+    assert code == 0 and f"tables have it under that name; to have it as {record.label} too, give folders" in output
+    code, output = script("iterations=2", "seed=0,1", sweep=True)
+    assert code == 0 and f"{record.test_accuracy:.2f} %, recorded as mine\n" in output
+    assert output.count("recorded as") == 1
+
+
+def test_a_curve_that_is_cut_is_told_in_a_sweep_and_the_exit_code_tells(tmp_path, script):
+    assert script("iterations=2", "seed=0,1", sweep=True)[0] == 0
+    record = records_in(tmp_path)[0]
+    path = records.curve_path(tmp_path / "results", record.run_id)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    code, output = script("iterations=2", "seed=0,1", sweep=True)
+    assert code == 1 and "1 of 2 runs are done, 1 are missing" in output
+    assert re.search(rf"^  failed .* seed {record.seed}  {path} is .*or remove it", output, re.MULTILINE), output
+
+
+@pytest.mark.parametrize("nothing", ["seed=range(5,1)", "solver=glob(cafe*)"])
+def test_a_sweep_of_nothing_is_refused(tmp_path, script, nothing):
+    code, output = script(nothing, sweep=True)
+    assert code == UNUSABLE and f"{nothing}: expected a run or more, got none" in output, output
 
 
 def test_folders_come_from_the_environment_where_the_command_does_not_name_them(tmp_path):

@@ -110,9 +110,13 @@ def replayed(tmp_path_factory):
         config = {**record.config, "seed": changes.get("seed", 0)}
         if changes.get("label") == "refused":  # as if W&B did
             del config["seed"]
-        records.write_record(results, replace(record, **changes, config=config))
+        changes |= {"test_accuracy": rows[-1].test_accuracy, "iterations": rows[-1].iteration}
+        best = max(row.test_accuracy for row in rows)
+        records.write_record(results, replace(record, **changes, best_test_accuracy=best, config=config))
         records.write_curve(records.curve_path(results, changes["run_id"]), rows)
     records.write_record(results, replace(record, run_id="2" * 12))  # its curve is missing
+    records.write_record(results, replace(record, run_id="3" * 12, test_accuracy=99.9))  # edited
+    records.write_curve(records.curve_path(results, "3" * 12), curve)
     (results / "runs" / "broken.json").write_text("{")
     where = [f"results_dir={results}", f"runs_dir={folder}/runs"]
     environment = {"HOME": str(folder), "WANDB_RESUME": "allow"}
@@ -165,6 +169,7 @@ def test_what_cannot_be_used_is_named_and_does_not_stop_the_others(replayed):
     folder, record, code, output = replayed
     assert code == 1
     assert "broken.json is not a run's record" in output and f"{'2' * 12}.csv" in output
+    assert f"{'3' * 12}.csv is not the curve of its record" in output
     assert "error: refused seed 0: KeyError: 'seed'; the same command tries again" in output
     assert output.count(f"{record.label} seed 0: 4 evaluations") == 2
     assert f"wandb sync {folder}/runs/wandb-replay/wandb/offline-run-*" in output

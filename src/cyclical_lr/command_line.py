@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,6 +48,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def about(file: Path) -> str:
+    """The first line that a config file says of itself, for --help."""
+    comments = (line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in comments if line and not line.startswith("@package")), "")
+
+
 def refuse(message: str) -> int:
     """Print the message as an error; the exit code."""
     print(f"error: {message}", file=sys.stderr)
@@ -64,6 +71,8 @@ def explained(error: Exception) -> str:
         close = difflib.get_close_matches(name, options, 3)
         few = f"expected one of {', '.join(options)}" if len(options) <= 12 else "--help lists those that there are"
         few += "; a card of your own needs --config-dir FOLDER" if group == "experiment" else ""
+        if group.startswith("experiment/"):  # a card's defaults list looks beside the card
+            few = f"a card says `override /{group.partition('/')[2]}: {name}`"
         meant = f"did you mean {' or '.join(close)}?" if close else few
         return f"{group}: there is no {name!r}; {meant}"
     if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):

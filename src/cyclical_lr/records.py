@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -333,6 +333,9 @@ class CurveRow:
     test_accuracy_top5: float = math.nan  # measured on ImageNet alone
 
 
+REMEDY = "put back what was there, or remove it, and the run is done again"
+
+
 def record_path(results_dir: Path, run_id: str) -> Path:
     return results_dir / "runs" / f"{run_id}.json"
 
@@ -349,9 +352,19 @@ def write_record(results_dir: Path, record: Record) -> Path:
 
 
 def is_over(results_dir: Path, run_id: str) -> bool:
-    """Whether the run has ended for good: done or diverged, with its curve. A failed one is worth another try."""
+    """Whether the run has ended for good: done or diverged, with its curve. A failed one is worth another try.
+
+    Raises:
+        ConfigError: the record or the curve is damaged; the message names the file.
+    """
     path, curve = record_path(results_dir, run_id), curve_path(results_dir, run_id)
-    return path.exists() and read_record(path).status != "failed" and curve.exists()
+    if not path.exists() or not curve.exists() or (record := read_record(path)).status == "failed":
+        return False
+    try:
+        check_curve(curve, record, read_curve(curve))
+    except ValueError as error:
+        raise ConfigError(f"{error}; {REMEDY}") from error
+    return True
 
 
 def read_record(path: Path) -> Record:
@@ -371,9 +384,7 @@ def read_record(path: Path) -> Record:
         if record.status not in STATUSES:
             raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
     except ValueError as error:
-        raise ConfigError(
-            f"{path} is not a run's record: {error}; put back what was there, or remove it, and the run is done again"
-        ) from error
+        raise ConfigError(f"{path} is not a run's record: {error}; {REMEDY}") from error
     return record
 
 
@@ -398,7 +409,7 @@ def read_curve(path: Path) -> list[CurveRow]:
     """
     try:
         with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = list(csv.reader(file)) or [[]]
         if header not in (_columns(top5=False), _columns(top5=True)):
             raise ValueError(f"its first line is {','.join(header)}")
         if any(len(row) != len(header) for row in rows):
@@ -406,6 +417,23 @@ def read_curve(path: Path) -> list[CurveRow]:
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
     except (ValueError, TypeError, IndexError, csv.Error) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
+
+
+def check_curve(path: Path, record: Record, curve: Sequence[CurveRow]) -> None:
+    """Refuse a curve, read from `path`, that is not the whole one of a record.
+
+    Raises:
+        ValueError: the message names the file.
+    """
+    accuracies = [row.test_accuracy for row in curve]
+    ends = (accuracies[-1] if curve else None, max(accuracies, default=None))
+    if ends != (record.test_accuracy, record.best_test_accuracy):
+        raise ValueError(
+            f"{path} is not the curve of its record: it ends at, and has at best, {ends} %, the record says "
+            f"{(record.test_accuracy, record.best_test_accuracy)}"
+        )
+    if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
+        raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
 
 
 def _columns(top5: bool) -> list[str]:

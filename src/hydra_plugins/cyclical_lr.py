@@ -51,6 +51,8 @@ class RunsSweeper(BasicSweeper):
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         jobs, problems = [], {}
         combinations = self.split_arguments(overrides, max_batch_size=None)[0]
+        if not combinations:
+            raise ConfigError(f"{' '.join(arguments)}: expected a run or more, got none; a range or a glob is empty")
         for one, title in zip(combinations, _titles(combinations), strict=True):
             cfg = loader.load_sweep_config(self.config, one)
             with open_dict(cfg):

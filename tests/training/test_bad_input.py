@@ -7,7 +7,7 @@ from small_runs import CONF
 
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training import provenance
-from cyclical_lr.training.config import check, compose_config, plain
+from cyclical_lr.training.config import check, compose_config, label, plain
 
 WRONG = [
     # overrides, what the message must hold
@@ -110,6 +110,29 @@ def test_a_record_that_cannot_be_read_is_named_with_a_way_out_and_nothing_is_tra
         train("iterations=2")
     path.write_text(whole)
     assert not train("iterations=2")[0].fresh
+
+
+@pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: [], lambda lines: [*lines[:-1], "x"]])
+def test_a_curve_that_is_not_the_whole_one_is_named_with_a_way_out_and_nothing_is_trained(tmp_path, train, damage):
+    (outcome,) = train("iterations=2", "eval_every=1")
+    path = tmp_path / "results" / "curves" / f"{outcome.run_id}.csv"
+    whole = path.read_text()
+    path.write_text("".join(f"{line}\n" for line in damage(whole.splitlines())))
+    with pytest.raises(ConfigError, match=rf"{outcome.run_id}\.csv is .*or remove it, and the run is done again"):
+        train("iterations=2", "eval_every=1")
+    path.unlink()
+    assert train("iterations=2", "eval_every=1")[0].fresh and path.read_text().count("\n") == whole.count("\n")
+
+
+def test_a_card_that_is_unusable_by_itself_is_refused_where_the_command_line_mends_it_too(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    card = (CONF / "experiment" / "cifar10_tri2.yaml").read_text().replace("cifar10_tri2", "mine")
+    (tmp_path / "experiment" / "mine.yaml").write_text(card.replace("iterations: 25000", "iterations: 25,000"))
+    monkeypatch.setenv("CYCLICAL_LR_CONF", str(tmp_path))
+    plan = plain(compose_config(CONF, ["+experiment=mine", "iterations=2"]))
+    check(plan)
+    with pytest.raises(ConfigError, match=r"card 'mine' has to be whole .*\(iterations: expected a whole number"):
+        label(plan, CONF)
 
 
 def test_a_misspelt_experiment_is_named_beside_those_that_there_are(train):

@@ -255,17 +255,9 @@ def _check_config(path: Path, record: Record) -> None:
 
 def _checked_curve(path: Path, record: Record) -> list[CurveRow]:
     curve = _rows(path)
-    accuracies = [row.test_accuracy for row in curve]
     if any(before.lr >= after.lr for before, after in pairwise(_ramp(record, curve))):
         raise ValueError(f"{path} is not a range test's curve: its LRs do not rise")
-    ends = (accuracies[-1] if curve else None, max(accuracies, default=None))
-    if ends != (record.test_accuracy, record.best_test_accuracy):
-        raise ValueError(
-            f"{path} is not the curve of its record: it ends at, and has at best, {ends} %, the record says "
-            f"{(record.test_accuracy, record.best_test_accuracy)}"
-        )
-    if record.status == "done" and (not curve or curve[-1].iteration != record.iterations):
-        raise ValueError(f"{path} is half a curve: its run is done, but it ends before iteration {record.iterations}")
+    records.check_curve(path, record, curve)
     return curve
 
 
@@ -327,7 +319,8 @@ def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
             if group is not kept:
                 for record in group:
                     newer = f"it computes something else than the newer {len(kept)} of label {label}"
-                    yield record, f"{newer}; what was changed needs an experiment= name, or a results_dir, of its own"
+                    remedy = "what is changed needs, before it runs, an experiment= name or a results_dir of its own"
+                    yield record, f"{newer}; {remedy}"
         seeds: set[int] = set()
         for record in kept:
             if record.seed in seeds:

@@ -82,7 +82,9 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
                 "file's name"
             ) from error
         try:
-            card = describe(plain(unchanged), 0)
+            card = plain(unchanged)
+            check(card)
+            card = describe(card, 0)
         except ConfigError as error:
             raise ConfigError(
                 f"experiment: the card {name!r} has to be whole by itself; labels say what differs from it ({error})"

@@ -111,6 +111,8 @@ def _claim(
         if records.is_over(results, run_id):
             record = records.read_record(files[0])
             log.info("%s seed %d is already %s: %s", record.label, record.seed, record.status, files[0])
+            if record.label != name:  # the id is of what is computed, whatever it is called
+                log.info("  tables have it under that name; to have it as %s too, give folders of its own", name)
             if record.config.get("eval_every") != plan["eval_every"]:  # which is no part of what a run is
                 log.info("  it was evaluated every %s iterations", record.config.get("eval_every"))
             if records.is_foreign({key: plan[key] for key in OWN_CLASSES}):

@@ -132,11 +132,15 @@ def _status(job: Job, one: dict[str, Any], problems: Mapping[str, str]) -> tuple
             return "running", f"another process is working on it ({folder})"
     try:  # after the look at the lock: whoever held it may have written the record since
         record = records.read_record(path) if path.exists() else None
+        is_over = records.is_over(job.results_dir, run_id)
     except records.ConfigError as error:
         return "failed", str(error)
-    if record is not None and record.status != "failed":
+    if record is not None and is_over:
         accuracy = "" if record.test_accuracy is None else f"{record.test_accuracy:.2f} %"
-        return record.status, record.message or accuracy
+        elsewhere = "" if record.label == job.label else f"recorded as {record.label}"
+        return record.status, ", ".join(filter(None, [record.message or accuracy, elsewhere]))
     if job.title in problems:
         return "failed", problems[job.title]
-    return ("missing", "ended without a record") if record is None else (record.status, record.message)
+    if record is not None and record.status == "failed":
+        return record.status, record.message
+    return "missing", f"ended without a {'record' if record is None else 'curve'}"
