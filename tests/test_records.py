@@ -233,6 +233,12 @@ def test_what_is_not_a_curve_is_named(tmp_path, text):
         records.read_curve(tmp_path / "foreign.csv")
 
 
+def test_an_empty_curve_has_no_first_line(tmp_path):
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ValueError, match="its first line is "):
+        records.read_curve(tmp_path / "empty.csv")
+
+
 def test_a_full_disk_leaves_the_file_before_intact_and_nothing_beside_it(tmp_path, full_disk):
     path = tmp_path / "record.json"
     records.write_atomic(path, b"before")

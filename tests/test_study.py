@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,13 @@ def test_a_run_that_is_over_is_done_whoever_holds_its_lock(tmp_path, caplog):
     with FileLock(lock):
         assert sweep.report([job], {})
     assert "1 of 1 runs are done" in caplog.text
+    (record,) = records_in(tmp_path)
+    records.curve_path(job.results_dir, record.run_id).unlink()
+    assert not sweep.report([job], {}) and f"missing  {job.title}  ended without a curve" in caplog.text
+    records.write_record(job.results_dir, replace(record, status="failed", message="the cat"))
+    assert not sweep.report([job], {}) and f"failed   {job.title}  the cat" in caplog.text
+    records.record_path(job.results_dir, record.run_id).unlink()
+    assert not sweep.report([job], {}) and f"missing  {job.title}  ended without a record" in caplog.text
 
 
 def test_help_lists_every_study():
