@@ -58,8 +58,8 @@ def block(report: Report, conf: Path) -> str:
 
 def _linked(rows: pd.DataFrame) -> str:
     """A table whose policies link to their lab cards."""
-    rows["policy"] = [f"[{row.policy}](conf/experiment/{row.card}.yaml)" for row in rows.itertuples()]
-    shown = rows.drop(columns="card")
+    links = [f"[{row.policy}](conf/experiment/{row.card}.yaml)" for row in rows.itertuples()]
+    shown = rows.assign(policy=links).drop(columns="card")
     return wording.pipes(shown.columns, shown.to_numpy().tolist())
 
 

@@ -82,9 +82,9 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
                 "file's name"
             ) from error
         try:
-            card = plain(unchanged)
-            check(card)
-            card = describe(card, 0)
+            alone = plain(unchanged)
+            check(alone)
+            card = describe(alone, 0)
         except ConfigError as error:
             raise ConfigError(
                 f"experiment: the card {name!r} has to be whole by itself; labels say what differs from it ({error})"
