@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 struct bf16 {
@@ -108,8 +109,24 @@ struct Range {
 inline Range covered(int64_t window, int64_t size, const Pool& p) {
     return {window * p.stride, std::min(window * p.stride + p.kernel, size)};
 }
-inline Range covering(int64_t at, int64_t windows, const Pool& p) {
-    return {at < p.kernel ? 0 : (at - p.kernel) / p.stride + 1, std::min(at / p.stride + 1, windows)};
+inline std::vector<Range> covering(int64_t size, int64_t windows, const Pool& p) {  // for each place: divisions are slow
+    std::vector<Range> all(size);
+    for (int64_t at = 0; at < size; ++at)
+        all[at] = {at < p.kernel ? 0 : (at - p.kernel) / p.stride + 1, std::min(at / p.stride + 1, windows)};
+    return all;
+}
+
+// body(rows, columns), told when it is compiled how many they are where they are the usual ones.
+template <class Body> inline void unrolled(int64_t rows, int64_t columns, const Body& body) {
+    const std::integral_constant<int64_t, 1> one{};
+    const std::integral_constant<int64_t, 2> two{};
+    const std::integral_constant<int64_t, 3> three{};
+    if (rows == 1 && columns == 1) return body(one, one);
+    if (rows == 1 && columns == 2) return body(one, two);
+    if (rows == 2 && columns == 1) return body(two, one);
+    if (rows == 2 && columns == 2) return body(two, two);
+    if (rows == 3 && columns == 3) return body(three, three);
+    body(rows, columns);
 }
 
 // What the window below the one at (down, column) needs next.
@@ -123,32 +140,35 @@ template <class T> inline void prefetch_below(const T* image, const Range& down,
 template <class T> void max_pool(const T* x, T* y, typename Wide<T>::Place* winner, const Pool& p) {
     using V = typename Wide<T>::Values;
     using M = typename Wide<T>::Mask;
-    const int64_t rows = p.images * p.out_height, c = p.channels;
+    const int64_t rows = p.images * p.out_height, c = p.channels, line = p.width * c, kernel = p.kernel, relu = p.relu;
 #pragma omp parallel for num_threads(p.threads)
     for (int64_t row = 0; row < rows; ++row) {
-        const T* image = x + row / p.out_height * p.height * p.width * c;
+        const T* image = x + row / p.out_height * p.height * line;
         const Range down = covered(row % p.out_height, p.height, p);
         for (int64_t column = 0; column < p.out_width; ++column) {
             const Range across = covered(column, p.width, p);
+            const T* corner = image + down.first * line + across.first * c;
+            const int64_t to = (row * p.out_width + column) * c;
             prefetch_below(image, down, column, p);
-            for (int64_t channel = 0; channel < c; channel += LANES) {
-                V best = V{} - INFINITY;
-                M place{};
-                for (int64_t h = down.first; h < down.end; ++h)
-                    for (int64_t w = across.first; w < across.end; ++w) {
-                        const V value = widened(image + (h * p.width + w) * c + channel);
-                        const M more = (value > best) | (value != value);
-                        best = more ? value : best;
-                        place = more ? M{} + int32_t((h - down.first) * p.kernel + w - across.first) : place;
+            unrolled(down.end - down.first, across.end - across.first, [&](auto high, auto wide) {
+                for (int64_t channel = 0; channel < c; channel += LANES) {
+                    V best = V{} - INFINITY;
+                    M place{};
+                    for (int64_t h = 0; h < high; ++h)
+                        for (int64_t w = 0; w < wide; ++w) {
+                            const V value = widened(corner + h * line + w * c + channel);
+                            const M more = (value > best) | (value != value);
+                            best = more ? value : best;
+                            place = more ? M{} + int32_t(h * kernel + w) : place;
+                        }
+                    if (relu) {
+                        place = best <= 0 ? M{} - 1 : place;
+                        best = best <= 0 ? V{} : best;
                     }
-                if (p.relu) {
-                    place = best <= 0 ? M{} - 1 : place;
-                    best = best <= 0 ? V{} : best;
+                    narrowed(best, y + to + channel);
+                    std::memcpy(winner + to + channel, &place, sizeof(place));
                 }
-                const int64_t out = (row * p.out_width + column) * c + channel;
-                narrowed(best, y + out);
-                std::memcpy(winner + out, &place, sizeof(place));
-            }
+            });
         }
     }
 }
@@ -157,23 +177,29 @@ template <class T> void max_pool(const T* x, T* y, typename Wide<T>::Place* winn
 template <class T> void max_pool_backward(const T* dy, const typename Wide<T>::Place* winner, T* dx, const Pool& p) {
     using V = typename Wide<T>::Values;
     using M = typename Wide<T>::Mask;
-    const int64_t rows = p.images * p.height, c = p.channels;
+    const int64_t rows = p.images * p.height, width = p.width, c = p.channels, out_line = p.out_width * c;
+    const int64_t right = p.stride, below = p.stride * p.kernel;  // how far windows on move a place back in them
+    const auto downs = covering(p.height, p.out_height, p), acrosses = covering(p.width, p.out_width, p);
 #pragma omp parallel for num_threads(p.threads)
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t image = row / p.height * p.out_height, h = row % p.height;
-        const Range down = covering(h, p.out_height, p);
-        for (int64_t w = 0; w < p.width; ++w) {
-            const Range across = covering(w, p.out_width, p);
-            for (int64_t channel = 0; channel < c; channel += LANES) {
-                V sum{};
-                for (int64_t oh = down.first; oh < down.end; ++oh)
-                    for (int64_t ow = across.first; ow < across.end; ++ow) {
-                        const int64_t out = ((image + oh) * p.out_width + ow) * c + channel;
-                        const M here = M{} + int32_t((h - oh * p.stride) * p.kernel + w - ow * p.stride);
-                        sum += load<M>(winner + out) == here ? widened(dy + out) : V{};
-                    }
-                narrowed(sum, dx + (row * p.width + w) * c + channel);
-            }
+        const Range down = downs[h];
+        for (int64_t w = 0; w < width; ++w) {
+            const Range across = acrosses[w];
+            const int64_t corner = (image + down.first) * out_line + across.first * c, to = (row * width + w) * c;
+            const int64_t place = h * p.kernel - down.first * below + w - across.first * right;
+            unrolled(down.end - down.first, across.end - across.first, [&](auto high, auto wide) {
+                for (int64_t channel = 0; channel < c; channel += LANES) {
+                    V sum{};
+                    for (int64_t oh = 0; oh < high; ++oh)
+                        for (int64_t ow = 0; ow < wide; ++ow) {
+                            const int64_t out = corner + oh * out_line + ow * c + channel;
+                            const M here = M{} + int32_t(place - oh * below - ow * right);
+                            sum += load<M>(winner + out) == here ? widened(dy + out) : V{};
+                        }
+                    narrowed(sum, dx + to + channel);
+                }
+            });
         }
     }
 }
@@ -181,48 +207,69 @@ template <class T> void max_pool_backward(const T* dy, const typename Wide<T>::P
 // Averages of the pixels that a window really has, with a ReLU in front where one is asked for.
 template <class T> void average_pool(const T* x, T* y, const Pool& p) {
     using V = typename Wide<T>::Values;
-    const int64_t rows = p.images * p.out_height, c = p.channels;
+    const int64_t rows = p.images * p.out_height, c = p.channels, line = p.width * c, relu = p.relu;
 #pragma omp parallel for num_threads(p.threads)
     for (int64_t row = 0; row < rows; ++row) {
-        const T* image = x + row / p.out_height * p.height * p.width * c;
+        const T* image = x + row / p.out_height * p.height * line;
         const Range down = covered(row % p.out_height, p.height, p);
         for (int64_t column = 0; column < p.out_width; ++column) {
             const Range across = covered(column, p.width, p);
+            const T* corner = image + down.first * line + across.first * c;
+            const int64_t to = (row * p.out_width + column) * c;
             prefetch_below(image, down, column, p);
-            for (int64_t channel = 0; channel < c; channel += LANES) {
-                V sum{};
-                for (int64_t h = down.first; h < down.end; ++h)
-                    for (int64_t w = across.first; w < across.end; ++w) {
-                        const V value = widened(image + (h * p.width + w) * c + channel);
-                        sum += p.relu ? (value <= 0 ? V{} : value) : value;
-                    }
-                sum /= typename Wide<T>::type((down.end - down.first) * (across.end - across.first));
-                narrowed(sum, y + (row * p.out_width + column) * c + channel);
-            }
+            unrolled(down.end - down.first, across.end - across.first, [&](auto high, auto wide) {
+                for (int64_t channel = 0; channel < c; channel += LANES) {
+                    V sum{};
+                    for (int64_t h = 0; h < high; ++h)
+                        for (int64_t w = 0; w < wide; ++w) {
+                            const V value = widened(corner + h * line + w * c + channel);
+                            sum += relu ? (value <= 0 ? V{} : value) : value;
+                        }
+                    sum /= typename Wide<T>::type(high * wide);
+                    narrowed(sum, y + to + channel);
+                }
+            });
         }
     }
 }
 
+// An image's dy is divided first, once and not in each place that a window covers.
 template <class T> void average_pool_backward(const T* dy, const T* x, T* dx, const Pool& p) {
+    using A = typename Wide<T>::type;
     using V = typename Wide<T>::Values;
-    const int64_t rows = p.images * p.height, c = p.channels;
-#pragma omp parallel for num_threads(p.threads)
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t image = row / p.height * p.out_height, h = row % p.height;
-        const Range down = covering(h, p.out_height, p);
-        for (int64_t w = 0; w < p.width; ++w) {
-            const Range across = covering(w, p.out_width, p);
-            const int64_t at = (row * p.width + w) * c;
-            for (int64_t channel = 0; channel < c; channel += LANES) {
-                V sum{};
-                for (int64_t oh = down.first; oh < down.end; ++oh)
-                    for (int64_t ow = across.first; ow < across.end; ++ow) {
-                        const Range high = covered(oh, p.height, p), wide = covered(ow, p.width, p);
-                        const typename Wide<T>::type pixels = (high.end - high.first) * (wide.end - wide.first);
-                        sum += widened(dy + ((image + oh) * p.out_width + ow) * c + channel) / pixels;
-                    }
-                if (p.relu) sum = widened(x + at + channel) <= 0 ? V{} : sum;
-                narrowed(sum, dx + at + channel);
+    const int64_t c = p.channels, out_line = p.out_width * c, out_size = p.out_height * out_line, relu = p.relu;
+    const auto downs = covering(p.height, p.out_height, p), acrosses = covering(p.width, p.out_width, p);
+#pragma omp parallel num_threads(p.threads)
+    {
+        thread_local std::vector<A> memory;  // kept: fresh memory costs more than what is done in it
+        memory.resize(out_size);
+        A* shares = memory.data();
+#pragma omp for
+        for (int64_t image = 0; image < p.images; ++image) {
+            for (int64_t window = 0; window < p.out_height * p.out_width; ++window) {
+                const Range down = covered(window / p.out_width, p.height, p);
+                const Range across = covered(window % p.out_width, p.width, p);
+                const A pixels = (down.end - down.first) * (across.end - across.first);
+                for (int64_t at = window * c; at < (window + 1) * c; at += LANES)
+                    narrowed(widened(dy + image * out_size + at) / pixels, shares + at);
+            }
+            for (int64_t h = 0; h < p.height; ++h) {
+                const Range down = downs[h];
+                for (int64_t w = 0; w < p.width; ++w) {
+                    const Range across = acrosses[w];
+                    const A* corner = shares + down.first * out_line + across.first * c;
+                    const int64_t to = ((image * p.height + h) * p.width + w) * c;
+                    unrolled(down.end - down.first, across.end - across.first, [&](auto high, auto wide) {
+                        for (int64_t channel = 0; channel < c; channel += LANES) {
+                            V sum{};
+                            for (int64_t oh = 0; oh < high; ++oh)
+                                for (int64_t ow = 0; ow < wide; ++ow)
+                                    sum += widened(corner + oh * out_line + ow * c + channel);
+                            if (relu) sum = widened(x + to + channel) <= 0 ? V{} : sum;
+                            narrowed(sum, dx + to + channel);
+                        }
+                    });
+                }
             }
         }
     }
