@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from cyclical_lr.report import budget, markup
+from cyclical_lr.report import budget, latex, markup
 from cyclical_lr.report.collect import Results, collect
 
 CIFAR10_FULL = {"_target_": "cyclical_lr.models.cifar10_full.Cifar10Full", "num_classes": 10}
@@ -119,4 +119,4 @@ def test_without_runs_it_is_still_a_table(paper):
     frame = budget.budget_table(paper, Results({}, {}, ()))
     assert frame.columns.tolist() == list(budget.BUDGET)
     shown = markup.presented(paper, "budget", frame)
-    assert markup.markdown("t", shown) == "# t\n" and "difference to CLR" in markup.latex(shown)
+    assert markup.markdown("t", shown) == "# t\n" and r"run - CLR~[95 \% interval]" in latex.latex("t", shown)

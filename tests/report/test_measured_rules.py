@@ -210,7 +210,7 @@ def test_milliseconds_stand_in_a_table_with_the_claims_ratios(paper, tmp_path):
     assert adam["clr"] / adam["fixed"] == pytest.approx(1.3, rel=0.02) and adam["clr_over_fixed"] == pytest.approx(1.3)
     assert math.isnan(sgd["adaptive_over_sgd"]) and adam["adaptive_over_sgd"] > 1
     text = markup.markdown("Cost", markup.presented(paper, "cost", frame))
-    assert "## a cpu" in text and "| 1.300 [1.287, 1.313] |" in text
+    assert "## a cpu" in text and "| 1.3000 [1.2870, 1.3130] |" in text
     assert tables.cost_table(Results({}, {}, ()), []).empty
 
 
@@ -229,7 +229,7 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert "base_lr 0.001, max_lr 0.006 by drop; n = 3 | **reproduced (preliminary)**" in lines["figure3_bounds"]
     assert "share of the rise 0.943 [0.943, 0.943] (90%) | **reproduced (preliminary)**" in lines["text_three_cycles"]
-    assert "adam on a cpu 1.000 [0.990, 1.010]" in lines["table3_no_extra_computation"]
+    assert "adam on a cpu 1.0000 [0.9900, 1.0100]" in lines["table3_no_extra_computation"]
     *_, bounds, same, more = headline.found(report)
     assert bounds == (
         "**The LR range test** (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by "

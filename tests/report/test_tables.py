@@ -8,7 +8,7 @@ import cards
 import pandas as pd
 import pytest
 
-from cyclical_lr.report import markup, tables, verdicts, wording
+from cyclical_lr.report import latex, markup, tables, verdicts, wording
 from cyclical_lr.report.collect import Results, collect
 from cyclical_lr.report.statistics import Interval
 
@@ -244,6 +244,7 @@ def test_everything_is_written_with_the_same_bytes_every_time(paper, headline, t
     first = {path: path.read_bytes() for path in write(tmp_path, paper, headline)}
     assert {path.relative_to(tmp_path).as_posix() for path in first} == {
         "claims.md",
+        "tables/table1_controls.tex",
         *(f"tables/table{number}.{ending}" for number in (1, 2, 3, 4) for ending in ("csv", "md", "tex")),
         *(
             f"tables/{name}.{ending}"
@@ -281,25 +282,63 @@ def test_markdown_shows_each_section_and_the_verdict(paper, headline, tmp_path):
 
 def test_latex_has_as_many_cells_in_each_line_and_no_bare_special_character(paper, headline, tmp_path):
     write(tmp_path, paper, headline)
-    for path in (tmp_path / "tables").glob("*.tex"):
-        text = path.read_text()
-        ((kind, columns),) = re.findall(r"\\begin\{(tabular|longtable)\}\{(l+)\}", text)
-        assert text.startswith("% needs \\usepackage{booktabs") and f"\\end{{{kind}}}\n" in text
-        assert ("longtable" in text.splitlines()[0]) == (kind == "longtable") == (text.count(r"\\") > 45)
+    names = {path.name for path in (tmp_path / "tables").glob("*.tex")}
+    assert names == {f"{name}.tex" for name in (*markup.TITLES, "table1_controls")}
+    for name in names:
+        text = (tmp_path / "tables" / name).read_text()
+        ((kind, columns),) = re.findall(r"\\begin\{(tabular|longtable)\}\{@\{\}(.+)@\{\}\}", text)
+        widths = [float(width) for width in re.findall(r"p\{([\d.]+)\\linewidth\}", columns)]
+        assert 0 < sum(widths) + latex.GAP * len(widths) <= 1.005
+        assert text.startswith(f"% {markup.TITLES[name.removesuffix('.tex').removesuffix('_controls')]}\n% needs ")
+        assert text.endswith(f"\\bottomrule\n\\end{{{kind}}}}}\n")
         assert "Welch" not in text  # neither the paper's nor a control
         lines = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert lines
+        long = len(lines) - 1 > latex.ROWS_OF_A_PAGE
+        assert ("longtable" in text.splitlines()[1]) == (kind == "longtable") == ("\\endhead" in text) == long
         for line in lines:
-            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
-            assert not re.search(r"(?<!\\)[_%#$]", line)
+            assert len(re.findall(r"(?<!\\)&", line)) == len(widths) - 1, line
+            assert not re.search(r"(?<!\\)[_%#]", line)
         assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_latex_has_the_controls_apart_and_what_fits_a_page(paper, headline, tmp_path):
+    write(tmp_path, paper, headline)
+    rows, controls = ((tmp_path / "tables" / f"table1{end}.tex").read_text() for end in ("", "_controls"))
+    assert r"dataset & architecture & policy & iterations & ours~[95 \% interval] & n & paper & verdict" in rows
+    assert r"\emph{bf16}" in rows and r"\emph{controls}" not in rows and "best so far" not in rows
+    assert r"\emph{controls}" in controls and r"cifar10\_\allowbreak{}fixed\_25k" in controls
+    times = (tmp_path / "tables" / "time_to_target.tex").read_text()
+    assert r"{}run & role & target & iterations (reached/runs) & speed-up of A~[95 \%] \\" in times
+    assert "seconds" not in times.partition("toprule")[2] and " & 80.5 \\% & " in times
+
+
+def test_columns_of_a_latex_table_share_a_line():
+    def widths(*cells: str) -> list[float]:
+        shown = pd.DataFrame([{"section": "s", **{str(number): cell for number, cell in enumerate(cells)}}])
+        return [float(width) for width in re.findall(r"p\{([\d.]+)\\linewidth\}", latex.latex("t", shown))]
+
+    few, *_ = widths("80.74 [80.57, 80.90]", "10")
+    many, longer, longest = widths("80.74 [80.57, 80.90]", "word " * 7, "word " * 90)
+    assert many == pytest.approx(few, rel=0.02)  # a number and its interval are not torn apart
+    assert longer < longest < 0.6 and many + longer + longest + 3 * latex.GAP == pytest.approx(1, abs=0.02)
+    alone = widths(f"label[{'a_name=0.1,' * 40}]", "of " * 30)
+    assert alone[0] + alone[1] + 2 * latex.GAP == pytest.approx(1, abs=0.02)
+    assert sum(widths(*["unbreakable" * 3] * 5)) <= 1
 
 
 def test_special_characters_are_escaped():
     shown = pd.DataFrame([{"section": "a_b", "x": r"50 % & #1 $ {\} ~ ^ <"}])
     expected = r"{}50 \% \& \#1 \$ \{\textbackslash{}\} \textasciitilde{} \textasciicircum{} \textless{} \\"
-    assert expected in markup.latex(shown)
+    assert expected in latex.latex("t", shown)
     assert r"| a\|b |" in markup.markdown("t", pd.DataFrame([{"section": "s", "x": "a|b"}]))
+
+
+def test_signs_are_mathematics_in_latex():
+    shown = pd.DataFrame(
+        [{"section": "s", "x": "-0.51 [-2.21, +1.19]", "y": "x2.06 [1.83, 2.19]", "z": "5e-05, mid-1"}]
+    )
+    assert r"{}$-$0.51~[$-$2.21,~+1.19] & $\times$2.06~[1.83,~2.19] & 5e-05, mid-1 \\" in latex.latex("t", shown)
 
 
 def test_time_to_target_shows_misses_and_undefined_ratios(paper, tmp_path, add_run):
@@ -374,5 +413,5 @@ def test_the_head_counts_the_papers_claims_alone(paper, headline):
 def test_a_table_without_rows_is_still_a_table(paper):
     empty = tables.accuracy_table(paper, NONE, "table3").iloc[:0]
     shown = markup.presented(paper, "table3", empty)
-    assert markup.markdown("t", shown) == "# t\n" and "toprule" in markup.latex(shown)
+    assert markup.markdown("t", shown) == "# t\n" and "toprule" in latex.latex("t", shown)
     assert pd.read_csv(io.StringIO(empty.to_csv(index=False))).empty

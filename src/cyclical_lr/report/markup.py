@@ -1,15 +1,15 @@
-"""Tables and claims as text: CSV for machines, Markdown for GitHub, LaTeX for a paper. The same bytes every time."""
+"""Tables and claims as text: CSV for machines, Markdown for GitHub. The same bytes every time."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from cyclical_lr.range_test import Bounds
 from cyclical_lr.records import write_atomic
-from cyclical_lr.report import wording
+from cyclical_lr.report import latex, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper
@@ -33,28 +33,23 @@ TITLES = {
     "text": "Numbers that the paper gives in its text alone, test accuracy (%)",
     "budget": "Under one budget: test accuracy at the end (%), best first, and the difference to the paper's CLR run",
     "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time)",
-    "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row",
+    "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row "
+    "[nominal 95 % bootstrap interval; an undefined ratio counts as 0 for its lower end, as infinite for its upper]",
 }
-ROWS_OF_A_PAGE = 40
 UNITS = {"iterations": "iterations", "train_seconds": "seconds of training"}
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
-    ">": r"\textgreater{}",
-}
 
 
 def write_tables(results_dir: Path, paper: Paper, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write tables/<name>.csv, .md and .tex of each table."""
-    written = []
+    """Write tables/<name>.csv, .md and .tex of each table; Table 1's controls have a .tex of their own."""
+    texts = {}
     for name, frame in tables.items():
         shown = presented(paper, name, frame)
-        csv = frame.to_csv(index=False, lineterminator="\n", float_format="%.8g")
-        for ending, text in (("csv", csv), ("md", markdown(TITLES[name], shown)), ("tex", latex(shown))):
-            path = results_dir / "tables" / f"{name}.{ending}"
-            write_atomic(path, text.encode())
-            written.append(path)
-    return written
+        texts[f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n", float_format="%.8g")
+        texts[f"{name}.md"] = markdown(TITLES[name], shown)
+        texts |= latex.files(name, TITLES[name], shown)
+    for name, text in texts.items():
+        write_atomic(results_dir / "tables" / name, text.encode())
+    return [results_dir / "tables" / name for name in texts]
 
 
 def write_claims(results_dir: Path, paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> Path:
@@ -69,11 +64,13 @@ def write_claims(results_dir: Path, paper: Paper, results: Results, verdicts: Se
 
 def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A table as strings, with numbers rounded and joined for a reader; the first column is the section."""
-    ours = f"ours [{100 * paper.rule('number')['confidence']:g} % interval]"
+    number = paper.rule("number")
+    confidence = f"{100 * number['confidence']:g} %"
+    ours = f"ours [{confidence} interval]"
     if name == "time_to_target":
         return _presented_times(frame)
     if name == "budget":
-        return _presented_budgets(frame, ours)
+        return _presented_budgets(frame, ours, f"run - CLR [{confidence} interval]")
     if name == "cost":
         return _presented_costs(frame, f"[{100 * paper.rule('cost')['interval']:g} % interval]")
     rows = []
@@ -81,7 +78,7 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         if name == "table2":
             out = {"section": row["section"], "phase": str(row["phase"])}
             out |= {column: f"{row[column]:g}" for column in PHASE}
-            out["run"] = row["verdict"]
+            out["in our runs"] = row["verdict"]
             ends = Interval(row["low"], row["high"])
             out[f"accuracy at max_iter, {ours}"] = wording.mean(row["mean"], ends, row["n"])
             out["n"] = str(row["n"])
@@ -96,14 +93,16 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
             out["best so far"] = wording.number(row["best"])
             out["paper"] = wording.quoted(row["paper"])
             interval = Interval(row["difference_low"], row["difference_high"])
-            out["paper - ours"] = wording.difference(row["difference"], interval)
+            out[f"paper - ours [{confidence} prediction interval, at least ±{number['floor']:g}]"] = wording.difference(
+                row["difference"], interval
+            )
             out["verdict"] = row["verdict"]
         out["remarks"] = row["remarks"]
         rows.append(out)
     return pd.DataFrame(rows)
 
 
-def _presented_budgets(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
+def _presented_budgets(frame: pd.DataFrame, ours: str, lead: str) -> pd.DataFrame:
     rows = []
     for row in frame.to_dict("records"):
         out = {"section": row["section"], "run": row["label"]}
@@ -112,9 +111,9 @@ def _presented_budgets(frame: pd.DataFrame, ours: str) -> pd.DataFrame:
         out["best so far"] = wording.number(row["best"])
         ends = Interval(row["difference_low"], row["difference_high"])
         is_reference = row["label"] == row["reference"]
-        out["difference to CLR"] = "the reference" if is_reference else wording.difference(row["difference"], ends)
+        out[lead] = "the reference" if is_reference else wording.difference(row["difference"], ends)
         rows.append({**out, "remarks": row["remarks"]})
-    return pd.DataFrame(rows, columns=["section", "run", ours, "n", "best so far", "difference to CLR", "remarks"])
+    return pd.DataFrame(rows, columns=["section", "run", ours, "n", "best so far", lead, "remarks"])
 
 
 def _presented_costs(frame: pd.DataFrame, confidence: str) -> pd.DataFrame:
@@ -126,7 +125,7 @@ def _presented_costs(frame: pd.DataFrame, confidence: str) -> pd.DataFrame:
         for name, title in titles.items():
             ends = Interval(row[f"{name}_low"], row[f"{name}_high"])
             known = not math.isnan(row[name])
-            out[title] = f"{row[name]:.3f} {wording.interval(ends, '{:.3f}'.format)}" if known else ""
+            out[title] = f"{row[name]:.4f} {wording.interval(ends, '{:.4f}'.format)}" if known else ""
         rows.append(out)
     return pd.DataFrame(rows, columns=["section", "method", "rounds", "constant LR", "CLR", *titles.values()])
 
@@ -152,39 +151,12 @@ def markdown(title: str, shown: pd.DataFrame) -> str:
     """A Markdown page: a table per section."""
     parts = [f"# {title}\n"]
     for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
-        rows = _without_empty(rows.drop(columns="section"))
+        rows = without_empty(rows.drop(columns="section"))
         parts.append(f"## {section}\n\n{wording.pipes(rows.columns, rows.to_numpy().tolist())}")
     return "\n".join(parts)
 
 
-def latex(shown: pd.DataFrame) -> str:
-    """A table for booktabs, with the sections one below the other; one that is longer than a page, for longtable.
-
-    Runs that are neither the paper's nor controls are left out.
-    """
-    shown = shown[shown["section"] != "other runs"] if len(shown) else shown
-    body = _without_empty(shown.drop(columns="section")) if len(shown) else shown
-    columns = list(body.columns)
-    kind = "longtable" if len(body) > ROWS_OF_A_PAGE else "tabular"
-    lines = [f"% needs \\usepackage{{booktabs{',longtable' if kind == 'longtable' else ''}}}"]
-    lines += [f"\\begin{{{kind}}}{{{'l' * len(columns)}}}", "\\toprule", _ampersands(columns)]
-    lines += ["\\endhead"] if kind == "longtable" else []
-    for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
-        lines += ["\\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{_escaped(str(section))}}}}} \\\\"]
-        lines += [_ampersands(row) for row in rows[columns].to_numpy().tolist()]
-    return "\n".join([*lines, "\\bottomrule", f"\\end{{{kind}}}", ""])
-
-
-def _ampersands(row: Iterable[str]) -> str:
-    # An empty group keeps a first cell that begins with a bracket from being read as an option of the line before.
-    return "{}" + " & ".join(map(_escaped, row)) + " \\\\"
-
-
-def _escaped(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def _without_empty(rows: pd.DataFrame) -> pd.DataFrame:
+def without_empty(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[:, [bool((rows[column].fillna("") != "").any()) for column in rows.columns]].fillna("")
 
 
@@ -218,11 +190,12 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         "Rules: `conf/paper/verdicts.yaml`, fixed before any result that they decide, with the exceptions that its "
         "header names. Accuracies are means over seeds, in percent, at "
         f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
-        f"{seeds['preliminary_below']} a preliminary one. Intervals are at the confidence at which the rule decides. p "
-        "is of the claim, “opposite p” of its reverse, and “Holm” either of them after correction within the family; "
-        "“not reproduced” rests on the interval alone. Intervals of "
-        f"speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; of three, they are too narrow). The "
-        "last column has runs and claims of this study that bear on the paper's.\n",
+        f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides it. "
+        "Others have the confidence that stands beside them and are not corrected for the family, so that one may leave "
+        "out 0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
+        "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
+        f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
+        "of three, they are too narrow). The last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(counts)}.\n",
     ]
     by_control = control_claims(verdicts)
@@ -263,8 +236,8 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
         return "; ".join([*found_by, *verdict.remarks, f"n = {found.n}"])
     text = "; ".join(cells)
     if verdict.ratios:
-        intervals = [wording.interval(each.interval, "{:.3f}".format) for each in verdict.ratios]
-        named = [f"{each.name} {each.value:.3f} {ends}" for each, ends in zip(verdict.ratios, intervals, strict=True)]
+        form = ("{:.4f}" if rule == "cost" else "{:.3f}").format
+        named = [f"{each.name} {form(each.value)} {wording.interval(each.interval, form)}" for each in verdict.ratios]
         text = "; ".join([*filter(None, [text]), *named]) + f" ({paper.rule(rule)['interval']:.0%})"
     if found.p is not None:
         text += f"; difference {wording.difference(found.difference, found.interval)} ({found.confidence:.0%})"
