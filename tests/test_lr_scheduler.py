@@ -236,9 +236,15 @@ def test_what_is_no_schedule_is_refused():
         ScheduleLR(sgd(), Triangular2)
 
 
-def test_a_last_epoch_below_minus_1_is_refused():
-    with pytest.raises(ValueError, match=r"last_epoch: expected at least -1, got -2; "):
-        ScheduleLR(sgd(), Fixed(0.1), last_epoch=-2)
+@pytest.mark.parametrize("last", [-2, 2.0])
+def test_a_last_epoch_that_is_no_iteration_is_refused(last):
+    with pytest.raises(ValueError, match=rf"last_epoch: expected an integer, at least -1, got {last}; "):
+        ScheduleLR(sgd(), Fixed(0.1), last_epoch=last)
+
+
+def test_what_is_no_optimizer_is_refused_as_torch_does():
+    with pytest.raises(TypeError, match="optimizer: expected a torch optimizer, got Linear"):
+        ScheduleLR(torch.nn.Linear(2, 2), Fixed(0.1))
 
 
 class Regression(pl.LightningModule):

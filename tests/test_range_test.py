@@ -228,6 +228,16 @@ def test_a_flat_curve_says_that_nothing_was_learnt():
     assert "no onset: the accuracy stays below 15.0 %, 5 points above 10.0 %" in bounds.reason
 
 
+def test_a_flat_curve_that_ends_in_divergence_asks_for_a_lower_lr():
+    reason = find_bounds([curve([10.0] + [math.nan] * 20)]).base.reason
+    assert "and training diverged by LR 0.001; test up to a lower LR, and evaluate more often" in reason
+
+
+def test_a_report_says_why_bounds_are_no_schedule():
+    found = report(Curve((0.0, 0.25, 0.5, 0.75, 1.0), (32.8, 77.7, 71.1, 69.5, 60.2)), stepsize=32)
+    assert "by onset, earliest: no suggestion (base_lr 0.25 is not below max_lr 0.25); evaluate more often" in found
+
+
 def test_a_curve_that_starts_near_the_top_has_no_room_to_rise():
     bounds = find_bounds([curve(lambda i: 97.0)])
     assert "start from untrained weights, or give min_rise" in bounds.reason
@@ -377,7 +387,7 @@ def test_the_report_shows_every_rule_and_the_overrides_or_why_there_are_none():
         "  as overrides: schedule=triangular schedule.base_lr=0.003 schedule.max_lr=0.011 schedule.stepsize=2000"
     )
     assert report([curve(tent)], 2000, max_rule="plateau").endswith(
-        "by onset, plateau: no suggestion, read the curve yourself"
+        "by onset, plateau: no suggestion; evaluate more often, or read the curve yourself"
     )
 
 

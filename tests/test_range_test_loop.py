@@ -214,6 +214,27 @@ def test_training_that_diverges_gives_a_nan_tail_and_no_error():
     assert calls == 8
 
 
+@pytest.mark.parametrize("every", [1, 5, 23])
+def test_an_accuracy_that_is_nan_after_a_step_is_divergence(every):
+    """The weights of a step are no longer finite, which no loss has shown yet: the curve up to there is kept."""
+    net = nn.Linear(6, 2)
+    steps = 0
+
+    def softmax(_: nn.Module) -> float:
+        return math.nan if steps > 7 else 50.0
+
+    def counted(out: Tensor, y: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return F.cross_entropy(out, y)
+
+    batches = [(torch.zeros(2, 6), torch.tensor([0, 1]))]
+    found = lr_range_test(net, caffe_sgd(net), counted, batches, softmax, **RAMP | {"eval_every": every})
+    points = [*range(0, 23, every), 23]
+    assert [math.isnan(value) for value in found.accuracy] == [t > 7 for t in points]
+    assert steps == next(t for t in points if t > 7)
+
+
 def test_a_loss_that_looks_at_the_model_is_of_the_copy_or_refused():
     net, x, y = nn.Linear(6, 2), torch.randn(8, 6), torch.arange(8) % 2
 
@@ -271,7 +292,16 @@ def test_a_loss_with_parameters_of_its_own_is_copied_too():
     ("change", "message"),
     [
         ({"batches": iter([(torch.zeros(2, 6), torch.tensor([0, 1]))] * 4)}, "batches: expected 23 batches, got 4"),
-        ({"batches": []}, "batches: expected 23 batches, got 0"),
+        ({"batches": []}, "batches: expected 23 batches, got 0; there is none in it"),
+        ({"batches": [{"x": 1, "y": 2}]}, r"batches: expected pairs \(x, y\), got a dict; make pairs"),
+        ({"batches": [(1, 2, 3)]}, r"batches: expected pairs \(x, y\), got a tuple of 3"),
+        ({"batches": [torch.zeros(2, 6)]}, r"batches: expected pairs \(x, y\), got a Tensor"),
+        ({"loss_fn": lambda out, y: (out.sum(), y)}, "loss_fn: expected a scalar tensor, got tuple"),
+        (
+            {"loss_fn": partial(F.cross_entropy, reduction="none")},
+            r"loss_fn: expected a scalar tensor, got a tensor of shape \(2,\); return the mean",
+        ),
+        ({"optimizer": caffe_sgd(nn.Linear(6, 2))}, "optimizer: expected one over the model's parameters"),
         ({"evaluate": lambda _: 150.0}, "evaluate: expected an accuracy in percent, 0 to 100, got 150.0"),
         ({"evaluate": lambda _: math.nan}, "evaluate: expected an accuracy in percent"),
         ({"eval_every": 0}, "eval_every: expected a whole number of iterations >= 1, got 0"),

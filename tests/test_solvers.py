@@ -252,3 +252,19 @@ def test_a_closure_computes_its_gradients_in_the_step():
         return loss
 
     assert solver.step(closure) == 1 and weight.item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", -1.0), ("momentum", 5.0), ("weight_decay", "much")])
+def test_a_group_of_its_own_is_checked_too(key, value):
+    with pytest.raises(ValueError, match=rf"solver\.{key}: expected a number .*, got {value!r}"):
+        CaffeSGD([{"params": [torch.ones(2, requires_grad=True)], key: value}], lr=0.1)
+
+
+def test_an_lr_on_the_device_is_rounded_to_no_other_parameters_type():
+    """A parameter of float32 steps as if alone, beside one of bfloat16 in the same group."""
+    half, whole = (torch.ones(1, dtype=kind, requires_grad=True) for kind in (torch.bfloat16, torch.float32))
+    solver = CaffeSGD([half, whole], lr=0.0)
+    set_lr(solver, torch.tensor(0.1))
+    half.grad, whole.grad = torch.ones_like(half), torch.ones_like(whole)
+    solver.step()
+    assert whole.item() == torch.tensor(0.9).item() and half.item() == pytest.approx(0.9, abs=0.005)

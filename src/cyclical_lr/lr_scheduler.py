@@ -18,6 +18,8 @@ Unlike torch's `CyclicLR` it never touches the momentum, and its state is two in
 """
 
 import warnings
+from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -40,15 +42,20 @@ class ScheduleLR(LRScheduler):
         last_epoch: torch's name for the last iteration done: -1 to begin, n - 1 to go on after n iterations.
 
     Raises:
-        ValueError: if `schedule` cannot be called, or `last_epoch` is below -1.
+        TypeError: if `optimizer` is none, as with torch's own.
+        ValueError: if `schedule` cannot be called, or `last_epoch` is no whole number or below -1.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedule | Callable[[int], float], last_epoch: int = -1) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer: expected a torch optimizer, got {type(optimizer).__name__}; give the optimizer"
+            )
         if not callable(schedule) or isinstance(schedule, type):
             remedy = "give a schedule object, such as Triangular2(base_lr=0.001, max_lr=0.005, stepsize=2000)"
             raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; {remedy}")
-        if last_epoch < -1:
-            raise ValueError(f"last_epoch: expected at least -1, got {last_epoch!r}; -1 begins at iteration 0")
+        if not isinstance(last_epoch, Integral) or last_epoch < -1:
+            raise ValueError(f"last_epoch: expected an integer, at least -1, got {last_epoch!r}; -1 to begin")
         lrs = [float(group["lr"]) for group in optimizer.param_groups]
         if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
             warnings.warn(
@@ -56,7 +63,7 @@ class ScheduleLR(LRScheduler):
                 'ratios, give each group an "lr_mult"',
                 stacklevel=2,
             )
-        self.schedule = schedule
+        self.schedule: Schedule | Callable[[int], float] = schedule
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
             group.setdefault("initial_lr", _lr_of(group))

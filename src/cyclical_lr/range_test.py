@@ -165,6 +165,8 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
         return f"no onset: the highest accuracy is {accuracy.max():.2f} %{after}; if these are fractions, give percent"
     if height < thresholds.learnt:
         wider = "test a wider range of LRs, or longer"
+        if diverged:
+            wider = "test up to a lower LR, and evaluate more often"
         return (
             f"no onset: the accuracy stays below {chance + thresholds.learnt:.1f} %, {thresholds.learnt:g} points "
             f"above {chance:.1f} %{after}; "
@@ -461,7 +463,11 @@ def report(
     known = f"{noise:g} points, as of {(50 / noise) ** 2:,.0f} images"
     lines.append(f"  accuracies are taken to be known to {known}; of n, give Thresholds(noise=50 / sqrt(n))")
     if not chosen.usable:
-        return "\n".join([*lines, f"  by {chosen.rule}: no suggestion, read the curve yourself"])
+        why = ""
+        if chosen.base_lr is not None and chosen.max_lr is not None:
+            why = f" (base_lr {_short(chosen.base_lr)} is not below max_lr {_short(chosen.max_lr)})"
+        remedy = "evaluate more often, or read the curve yourself"
+        return "\n".join([*lines, f"  by {chosen.rule}: no suggestion{why}; {remedy}"])
     bounds = f"base_lr={_short(chosen.base_lr)}, max_lr={_short(chosen.max_lr)}, stepsize={stepsize}"
     lines.append(f"  by {chosen.rule}: Triangular({bounds})")
     return "\n".join([*lines, f"  as overrides: {overrides(chosen, stepsize)}"])

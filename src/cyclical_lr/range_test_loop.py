@@ -56,8 +56,8 @@ def lr_range_test(
             (1 where there is none).
         loss_fn: loss_fn(model(x), y), a scalar. One that looks at the model too has to hold it where a deep copy finds
             it: functools.partial(fn, model) or an object, not a closure.
-        batches: (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a generator is
-            used up and has to yield enough.
+        batches: pairs (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a
+            generator is used up and has to yield enough.
         evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
             gradients. One that looks at a model of its own sees nothing change.
         min_lr, max_lr: of the ramp (`RangeTest`), linear as the paper's.
@@ -65,14 +65,20 @@ def lr_range_test(
         eval_every: iterations between evaluations; the first is before any update, the last at `max_lr`.
         seed: names the curve.
     Returns:
-        the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite.
+        the curve. `lr` is that of the step that follows; accuracies are NaN from where the loss was no longer finite,
+        or `evaluate` gave NaN.
     Raises:
-        ValueError: arguments of the ramp, `batches` that ends too soon, an accuracy that is no percentage, a loss of
-            the model itself and not of the copy, or hooks on gradients or steps, which a copy does not have.
+        ValueError: arguments of the ramp, an optimizer of another model, `batches` that are no pairs or end too soon,
+            an accuracy that is no percentage, a loss that is no scalar or of the model itself and not of the copy, or
+            hooks on gradients or steps, which a copy does not have.
     """
     test, yours = RampTest.over(min_lr, max_lr, iterations, eval_every), {*map(id, model.parameters())}
     points, accuracies = set(test.points), dict[int, float]()
     refuse_hooks(model.parameters(), optimizer)
+    if yours.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer: expected one over the model's parameters, it has none of them; build it from these"
+        )
     with preserved_rng(batches):
         model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
         stream = _repeated(batches, iterations)
@@ -80,14 +86,22 @@ def lr_range_test(
             if t in points:
                 model.eval()
                 with torch.no_grad():
-                    accuracies[t] = percent(float(evaluate(model)), "evaluate")
+                    accuracy = float(evaluate(model))
+                if t > 0 and math.isnan(accuracy):  # diverged in the step before
+                    break
+                accuracies[t] = percent(accuracy, "evaluate")
             if t == iterations:
                 break
             model.train()
-            x, y = next(stream)
+            x, y = _pair(next(stream))
             set_lr(optimizer, test.ramp(t))
             optimizer.zero_grad()
             loss = loss_fn(model(x), y)
+            if not isinstance(loss, Tensor) or loss.dim():
+                got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(
+                    f"loss_fn: expected a scalar tensor, got {got}; return the mean loss of the batch alone"
+                )
             if not torch.isfinite(loss):
                 break
             if t == 0 and not yours.isdisjoint(leaves(loss)):
@@ -98,6 +112,16 @@ def lr_range_test(
             loss.backward()
             optimizer.step()
     return test.curve(accuracies, seed)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    got = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+    raise ValueError(
+        f"batches: expected pairs (x, y), got {got}; make pairs of them, as in [(b['x'], b['y']) for b in loader], "
+        "whose x may be all that the model takes"
+    )
 
 
 def leaves(loss: Tensor) -> set[int]:
@@ -228,7 +252,7 @@ def _repeated(batches: Iterable[Any], iterations: int) -> Iterator[Any]:
             given += 1
             yield batch
         if given == before:
-            raise ValueError(
-                f"batches: expected {iterations} batches, got {given}; give a DataLoader or a list, which can be gone "
-                "through again, or a longer generator"
-            )
+            remedy = "give a DataLoader or a list, which can be gone through again, or a longer generator"
+            if not given:
+                remedy = "there is none in it: is the dataset empty, or smaller than a batch with drop_last?"
+            raise ValueError(f"batches: expected {iterations} batches, got {given}; {remedy}")

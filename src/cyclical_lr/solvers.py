@@ -9,7 +9,7 @@ arguments have the names of Caffe's solver prototxt, and weight decay is L2 in t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -70,19 +70,19 @@ class Solver(Optimizer, ABC):
         options: lr, weight_decay and what the method adds; the defaults of the groups.
 
     Raises:
-        ValueError: a momentum or decay outside [0, 1), a negative lr or weight_decay, or a delta that is not above 0;
-            the message names the key.
+        ValueError: a momentum or decay outside [0, 1), a negative lr or weight_decay, or a delta that is not above 0,
+            of a group too; the message names the key.
     """
 
     takes_tensor_lr = True
 
     def __init__(self, params: Any, **options: float) -> None:
-        for key in ("momentum", "momentum2", "rms_decay"):
-            _check(key, options.get(key, 0.0), lambda x: 0 <= x < 1, "a number in [0, 1)")
-        for key in ("lr", "weight_decay"):
-            _check(key, options.get(key, 0.0), lambda x: x >= 0, "a number >= 0")
-        _check("delta", options.get("delta", 1.0), lambda x: x > 0, "a number > 0, such as Caffe's 1e-8")
+        _check_all(options)
         super().__init__(params, options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _check_all(param_group)
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -402,6 +402,14 @@ def torch_sgd(
     return TorchSGD(param_groups(model, weight_decay, multipliers), momentum=momentum, nesterov=nesterov)
 
 
+def _check_all(options: Mapping[str, Any]) -> None:
+    for key in ("momentum", "momentum2", "rms_decay"):
+        _check(key, options.get(key, 0.0), lambda x: 0 <= x < 1, "a number in [0, 1)")
+    for key in ("lr", "weight_decay"):
+        _check(key, options.get(key, 0.0), lambda x: x >= 0, "a number >= 0")
+    _check("delta", options.get("delta", 1.0), lambda x: x > 0, "a number > 0, such as Caffe's 1e-8")
+
+
 def _check(key: str, value: Any, fits: Callable[[Any], bool], expected: str) -> None:
     try:
         fine = bool(fits(value))
@@ -413,7 +421,7 @@ def _check(key: str, value: Any, fits: Callable[[Any], bool], expected: str) -> 
 
 def _of_type(lr: float | Tensor, tensors: Tensors) -> float | Tensor:
     """The LR in the tensors' own type, as rounded in the product anyway: on a GPU one kernel then scales them all."""
-    return lr.to(tensors[0].dtype) if isinstance(lr, Tensor) else lr
+    return lr.to(tensors[0].dtype) if isinstance(lr, Tensor) and len({t.dtype for t in tensors}) == 1 else lr
 
 
 def _decay_squares(squares: list[Tensor], values: Tensors, decay: float) -> None:

@@ -473,6 +473,20 @@ def test_a_diverged_test_validates_no_more():
     assert test.curve is not None and math.isnan(test.curve.accuracy[-1])
 
 
+def test_an_accuracy_that_is_nan_after_a_step_is_divergence():
+    class Soft(Net):
+        """Its accuracy is NaN from the first step at a high LR on, before a loss is."""
+
+        def validation_step(self, batch: Any, i: int) -> None:
+            high = any(o.param_groups[0]["lr"] > 0.3 for o in self.trainer.optimizers)  # none in the sanity check
+            self.log("val_acc", math.nan if high else 0.5)
+
+    test = LRRangeTest(**TEST)
+    fit(test, net=Soft())
+    assert test.curve is not None and test.curve.lr[-1] == 0.5
+    assert [math.isnan(a) for a in test.curve.accuracy] == [False, False, True, True]
+
+
 def test_data_that_can_be_gone_through_once_only_are_refused_and_not_waited_for():
     class Once(IterableDataset[Any]):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
 )
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
-DASHED, DASHDOT = "--", "-."
+DASHED, DASHDOT, DOTTED = "--", "-.", ":"
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ ARMS = {
     "cifar10_range_test": Arm("ours", BLUE),
     "cifar10_range_test_ss2000": Arm("control: in half the iterations", ORANGE),
     # Controls
-    "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY),
+    "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY, DASHDOT),
     "cifar10_fixed_25k_matched": Arm("control: the same at the mean LR of CLR's first phase", BLACK, DASHED),
     "cifar10_tri2_no_drops": Arm("control: CLR without drops", ORANGE),
     # Figure 5
-    "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE),
+    "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE, DASHDOT),
     "cifar10_nesterov_tri_staged": Arm("Nesterov, CLR in 3 phases", VERMILLION),
     "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
-    "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN),
-    "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY),
+    "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN, DASHDOT),
+    "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY, DOTTED),
     "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE, DASHED),
     # Figure 6
     "cifar10_bn_fixed": Arm("fixed at 0.001", BLUE),
@@ -103,6 +103,7 @@ LATER_POLICIES: Groups = {
     "Of the paper, and compressed": [
         (FAITHFUL, END, "triangular2, 3 phases"),
         ("cifar10_fixed_25k", END, "fixed, 25k"),
+        ("cifar10_fixed_25k_matched", END, "fixed, CLR's mean LR"),
     ],
     "Later": [
         ("cifar10_cosine", END, "cosine"),

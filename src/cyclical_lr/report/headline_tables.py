@@ -9,7 +9,7 @@ import pandas as pd
 from cyclical_lr.report import markup, statistics, tables, wording
 from cyclical_lr.report.collect import Results, read_cell
 from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, Report, difference
-from cyclical_lr.report.paper import experiments_of
+from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 
 # CLR beside other policies --------------------------------------------------------------------------------------------
@@ -50,13 +50,19 @@ def beside_clr(report: Report) -> pd.DataFrame:
                 "iterations": f"{cell.iteration:,}",
                 f"ours [{100 * confidence:g} %], %": wording.mean(mean, ends, cell.n) or NOT_RUN,
                 "n": ", ".join([str(cell.n), *cell.remarks]),
-                "the paper, %": wording.quoted(paper.rows[number.claim["row"]]["accuracy"]) if number else "",
+                "the paper, % (what would fit)": _paper_number(paper, number) if number else "",
                 "verdict": number.finding.text if number else "",
                 f"CLR's lead [{100 * equal['interval']:g} %], points": lead,
                 "CLR is": shown,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _paper_number(paper: Paper, verdict: Verdict) -> str:
+    """And the interval that a number had to lie in to be reproduced: a verdict hangs on its width, and that on n."""
+    quoted, fitting = wording.quoted(paper.rows[verdict.claim["row"]]["accuracy"]), verdict.finding.prediction
+    return quoted if fitting is None else f"{quoted} ({fitting.low:.2f} to {fitting.high:.2f})"
 
 
 def _in_words(compared: Sequence[Verdict], margin: float) -> str:

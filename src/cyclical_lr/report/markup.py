@@ -191,8 +191,8 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         "header names. Accuracies are means over seeds, in percent, at "
         f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
         f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides it. "
-        "Others have the confidence that stands beside them and are not corrected for the family, so that one may leave "
-        "out 0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
+        "Others have the confidence that stands beside them and are not corrected for the family, so one may leave out "
+        "0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
         "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
         f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
         "of three, they are too narrow). The last column has runs and claims of this study that bear on the paper's.\n",

@@ -289,12 +289,12 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
                 rows = results.curves[record.run_id]
                 axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=arm.colour, lw=0.6)
                 axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=arm.colour, marker="x", ms=4, gid="diverged")
-    for row in shown["bounds"]:
-        _bounds(axes, "bounds, the paper's", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
     if tests := range_tests(results, paper_figure.arms[0]):
         found = [range_test.find_bounds(tests, max_rule=rule) for rule in range_test.CEILINGS]
         ceilings = sorted({bounds.max_lr for bounds in found if bounds.max_lr is not None})
         _bounds(axes, "by this study's rules", (found[0].base_lr, *(ceilings or (None,))), BLUE, "--")
+    for row in shown["bounds"]:  # dotted, on top of dashes at the same LR
+        _bounds(axes, "bounds, the paper's", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
     axes.set_xlim(*shown["axes"]["x_limits"])
     if "y_limits" in shown["axes"]:
         axes.set_ylim(*shown["axes"]["y_limits"])

@@ -229,8 +229,7 @@ class _Recorder(pl.Callback):
             )
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs  # a step that is skipped has none
         if loss is not None and not torch.isfinite(loss).all():
-            self.diverged = trainer.should_stop = True
-            trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.diverged:
@@ -242,7 +241,14 @@ class _Recorder(pl.Callback):
                 "validation_step, or name it here"
             )
         accuracy = self.scale * float(trainer.callback_metrics[self.monitor])
+        if trainer.global_step > 0 and math.isnan(accuracy):  # diverged in the step before
+            self._stop(trainer)
+            return
         self.accuracies[trainer.global_step] = percent(accuracy, f"{self.monitor} times scale={self.scale:g}")
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        self.diverged = trainer.should_stop = True
+        trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
 
 
 # `trainer` is Any below: Lightning sets half of a Trainer's attributes where mypy does not see it.
