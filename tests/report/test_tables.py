@@ -126,6 +126,14 @@ def test_every_label_is_in_some_table(paper, tmp_path, add_run):
         assert [name for name in tables.DESCRIBED_BY if rows_of(made[name], label=label, n=1)] == place
 
 
+def test_the_end_of_a_range_test_is_no_accuracy(paper, tmp_path, add_run):
+    ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.02, "stepsize": 4000}
+    add_run("mine", 0, tri2(50.0), config={"schedule": ramp})
+    add_run("yours", 0, tri2(50.0))
+    others = rows_of(make(paper, collect(tmp_path))["table1"], section="other runs")
+    assert {row["label"] for row in others} == {"yours"}
+
+
 def test_table_4_is_read_at_the_end_and_judged_against_a_mean_of_five(paper, tmp_path, add_run):
     for seed in range(10):
         add_run("cifar10_resnet_clr", seed, {0: 10.0, 64_000: 93.0 + 0.4 * (seed % 2) * 2})  # mean 93.4, s = 0.42

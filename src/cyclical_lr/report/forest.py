@@ -82,6 +82,9 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
         low, high = -high, -low
     if np.isfinite([low, high]).all():
         axes.plot([low, high], [y, y], color=colour or GREY, lw=1, zorder=2)
+        for cut, marker, end in ((low < -limit, "<", -limit), (high > limit, ">", limit)):
+            if cut:  # it goes on beyond the axis
+                axes.plot(end, y, marker=marker, ms=3, color=colour or GREY, mew=0, clip_on=False, zorder=2)
     difference = _difference(paper, verdict)
     inside = float(np.clip(difference, -limit, limit))
     face = colour if finding.verdict in FILLED else "white"

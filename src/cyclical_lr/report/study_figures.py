@@ -355,8 +355,9 @@ FIGURES = {
         _schedules,
     ),
     "verdicts": StudyFigure(
-        "Every claim that compares accuracies and has runs: the difference, its interval and the margin of its rule, "
-        "coloured by verdict; an arrow where it lies beyond the axis. Rows are named as in results/claims.md.",
+        "Every claim that compares accuracies and has runs: the difference, its interval (for the paper's numbers the "
+        "95 % prediction interval, else 90 %, not corrected for the family) and the margin of its rule, coloured by "
+        "verdict; an arrow where it lies beyond the axis. Rows are named as in results/claims.md.",
         ("table1_cifar", "controls", "table3", "figure6", "windows", "stepsize", "third_rule"),
         _verdicts,
     ),

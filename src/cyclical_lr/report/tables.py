@@ -8,7 +8,7 @@ Each is a DataFrame of plain values; `markup.py` turns it into text. Sections of
     bf16         the same row in bfloat16, beside it, never pooled with it and without a verdict
     controls     (Table 1) what this study runs beside the paper's rows, at the iterations that claims name
     other runs   every other label of the same experiments, and in Table 1 those of experiments that stand in no table:
-                 a user's own schedules show up here without any code
+                 a user's own schedules show up here without any code; not range tests, whose end is no accuracy
 """
 
 import math
@@ -128,6 +128,8 @@ def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> 
     here, anywhere = _experiments(paper, table), _experiments(paper, *DESCRIBED_BY)
     for label, runs in sorted(results.by_label.items()):
         experiment = runs[0].experiment
+        if runs[0].config["schedule"]["_target_"].endswith(".RangeTest"):  # ends where its LR is highest
+            continue
         if label in shown or not (experiment in here or (table == "table1" and experiment not in anywhere)):
             continue
         end = last_iteration(results, label)
