@@ -132,6 +132,14 @@ def test_a_difference_beyond_the_axis_stands_at_its_edge_with_its_value(add_run,
     assert max(line.get_xdata().max() for line in figure.axes[0].lines if line.get_marker() == ">") == 6
 
 
+def test_an_interval_that_goes_on_beyond_the_axis_is_marked_there(add_run, draw):
+    for seed, accuracy in enumerate((76.0, 80.0, 84.0)):
+        add_run("cifar10_tri2", seed, {0: 10.0, 25_000: accuracy})
+    (axes, *_) = draw("verdicts").axes
+    marked = {line.get_marker(): line.get_xdata()[0] for line in axes.lines if isinstance(line.get_marker(), int)}
+    assert marked == dict(zip((forest.CARETLEFT, forest.CARETRIGHT), axes.get_xlim(), strict=True))
+
+
 def test_every_claim_with_accuracies_has_a_row_and_no_text_leaves_the_plot(add_run, draw, paper):
     claims = [claim for claim in paper.claims if claim["rule"] in forest.MARKERS]
     at: dict[str, set[int]] = {}

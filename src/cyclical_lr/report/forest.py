@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.patches import Patch
 
 from cyclical_lr.report import statistics
@@ -82,7 +83,7 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
         low, high = -high, -low
     if np.isfinite([low, high]).all():
         axes.plot([low, high], [y, y], color=colour or GREY, lw=1, zorder=2)
-        for cut, marker, end in ((low < -limit, "<", -limit), (high > limit, ">", limit)):
+        for cut, marker, end in ((low < -limit, CARETLEFT, -limit), (high > limit, CARETRIGHT, limit)):
             if cut:  # it goes on beyond the axis
                 axes.plot(end, y, marker=marker, ms=3, color=colour or GREY, mew=0, clip_on=False, zorder=2)
     difference = _difference(paper, verdict)
