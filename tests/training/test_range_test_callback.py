@@ -487,6 +487,15 @@ def test_an_accuracy_that_is_nan_after_a_step_is_divergence():
     assert [math.isnan(a) for a in test.curve.accuracy] == [False, False, True, True]
 
 
+def test_an_accuracy_that_is_nan_before_any_step_is_refused():
+    class Broken(Net):
+        def validation_step(self, batch: Any, i: int) -> None:
+            self.log("val_acc", math.nan)
+
+    with pytest.raises(ValueError, match="val_acc times scale=100: expected an accuracy in percent, 0 to 100, got nan"):
+        fit(LRRangeTest(**TEST), net=Broken())
+
+
 def test_data_that_can_be_gone_through_once_only_are_refused_and_not_waited_for():
     class Once(IterableDataset[Any]):
         def __init__(self) -> None:

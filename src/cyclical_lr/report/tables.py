@@ -128,7 +128,7 @@ def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> 
     here, anywhere = _experiments(paper, table), _experiments(paper, *DESCRIBED_BY)
     for label, runs in sorted(results.by_label.items()):
         experiment = runs[0].experiment
-        if runs[0].config["schedule"]["_target_"].endswith(".RangeTest"):  # ends where its LR is highest
+        if runs[0].config["schedule"].get("_target_", "").endswith(".RangeTest"):  # ends where its LR is highest
             continue
         if label in shown or not (experiment in here or (table == "table1" and experiment not in anywhere)):
             continue
