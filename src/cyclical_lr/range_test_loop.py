@@ -97,7 +97,7 @@ def lr_range_test(
             set_lr(optimizer, test.ramp(t))
             optimizer.zero_grad()
             loss = loss_fn(model(x), y)
-            if not isinstance(loss, Tensor) or loss.dim():
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
                 got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise ValueError(
                     f"loss_fn: expected a scalar tensor, got {got}; return the mean loss of the batch alone"

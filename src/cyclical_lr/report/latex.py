@@ -1,7 +1,7 @@
 """Tables for a paper, as wide as its text at most: booktabs, with columns that wrap. The same bytes every time."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -38,20 +38,20 @@ def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
 
 def latex(title: str, shown: pd.DataFrame) -> str:
     """The sections of a table one below the other; one that may be longer than a page as a longtable."""
+    shown = shown.fillna("")
     kept = [c for c in shown.columns if c not in DROPPED and not c.startswith("paper - ours")]
-    kept = [c for c in kept if not len(shown) or (shown[c].fillna("") != "").any()]
+    kept = [c for c in kept if not len(shown) or (shown[c] != "").any()]
     if "policy" in kept:  # and what else the paper describes a row by
         kept = [c for c in kept if c != "run"]
-    body = shown[kept].fillna("")
-    long = len(body) > ROWS_OF_A_PAGE
+    long = len(shown) > ROWS_OF_A_PAGE
     kind = "longtable" if long else "tabular"
     lines = [f"% {title}", f"% needs \\usepackage{{array,booktabs{',longtable' if long else ''}}}; n: seeds"]
-    lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}", f"\\begin{{{kind}}}{{@{{}}{_columns(body)}@{{}}}}"]
+    lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}", f"\\begin{{{kind}}}{{@{{}}{_columns(shown[kept])}@{{}}}}"]
     lines += ["\\toprule", _row(kept), "\\midrule", *(["\\endhead"] if long else [])]
     for number, (section, rows) in enumerate(shown.groupby("section", sort=False) if len(shown) else ()):
         lines += ["\\addlinespace"] if number else []
         lines += [f"\\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\\emph{{{_escaped(str(section))}}}}} \\\\"]
-        lines += [_row(row) for row in rows[kept].fillna("").to_numpy().tolist()]
+        lines += [_row(row) for row in rows[kept].to_numpy().tolist()]
     return "\n".join([*lines, "\\bottomrule", f"\\end{{{kind}}}}}", ""])
 
 
@@ -97,7 +97,7 @@ def _width(text: str) -> float:
     return 0.5 + sum(1.45 if c.isupper() else 0.6 if c in " .,:;[]()ijlt" else 1.05 for c in text)
 
 
-def _row(cells: Sequence[str] | Iterable[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     # An empty group keeps a first cell that begins with a bracket from being read as an option of the line before.
     return "{}" + " & ".join(map(_escaped, cells)) + " \\\\"
 

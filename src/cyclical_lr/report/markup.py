@@ -151,12 +151,12 @@ def markdown(title: str, shown: pd.DataFrame) -> str:
     """A Markdown page: a table per section."""
     parts = [f"# {title}\n"]
     for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
-        rows = without_empty(rows.drop(columns="section"))
+        rows = _without_empty(rows.drop(columns="section"))
         parts.append(f"## {section}\n\n{wording.pipes(rows.columns, rows.to_numpy().tolist())}")
     return "\n".join(parts)
 
 
-def without_empty(rows: pd.DataFrame) -> pd.DataFrame:
+def _without_empty(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[:, [bool((rows[column].fillna("") != "").any()) for column in rows.columns]].fillna("")
 
 
