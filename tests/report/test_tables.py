@@ -8,7 +8,7 @@ import cards
 import pandas as pd
 import pytest
 
-from cyclical_lr.report import latex, markup, tables, verdicts, wording
+from cyclical_lr.report import latex, markup, study_figures, tables, verdicts, wording
 from cyclical_lr.report.collect import Results, collect
 from cyclical_lr.report.statistics import Interval
 
@@ -428,3 +428,10 @@ def test_a_table_without_rows_is_still_a_table(paper):
     shown = markup.presented(paper, "table3", empty)
     assert markup.markdown("t", shown) == "# t\n" and "toprule" in latex.latex("t", shown)
     assert pd.read_csv(io.StringIO(empty.to_csv(index=False))).empty
+
+
+def test_levels_that_titles_name_are_the_rules(paper):
+    assert paper.rule("time_to_target")["bootstrap"]["confidence"] == paper.rule("number")["confidence"] == 0.95
+    assert "nominal 95 %" in markup.TITLES["time_to_target"]
+    assert "95 % prediction interval, else 90 %" in study_figures.CAPTIONS["verdicts"]
+    assert paper.rule("equal")["interval"] == 0.90  # of "greater" too

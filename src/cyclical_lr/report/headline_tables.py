@@ -60,7 +60,7 @@ def beside_clr(report: Report) -> pd.DataFrame:
 
 
 def _paper_number(paper: Paper, verdict: Verdict) -> str:
-    """And the interval that a number had to lie in to be reproduced: a verdict hangs on its width, and that on n."""
+    """The paper's number, and between what it had to lie to be reproduced: the verdict hangs on that, and that on n."""
     quoted, fitting = wording.quoted(paper.rows[verdict.claim["row"]]["accuracy"]), verdict.finding.prediction
     return quoted if fitting is None else f"{quoted} ({fitting.low:.2f} to {fitting.high:.2f})"
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from cyclical_lr.report.verdicts import NOT_RUN
+
 DIGITS = 104
 """Of \\footnotesize that a line of text holds."""
 GAP = 0.0135  # of a line's width
@@ -60,7 +62,7 @@ def _a_row_per_target(shown: pd.DataFrame) -> pd.DataFrame:
     targets = [c for c in shown.columns if c.endswith(" %")]
     for row in shown.to_dict("records"):
         for target in targets if row["unit"] == "iterations" else ():
-            if row[target] and row[target] != "not run":
+            if row[target] and row[target] != NOT_RUN:
                 time, _, ratio = row[target].partition("; ")
                 known = {"section": row["section"], "run": row["run"], "role": row["role"], "target": target}
                 rows.append({**known, "iterations (reached/runs)": time, "speed-up of A [95 %]": ratio})
