@@ -434,4 +434,4 @@ def test_levels_that_titles_name_are_the_rules(paper):
     assert paper.rule("time_to_target")["bootstrap"]["confidence"] == paper.rule("number")["confidence"] == 0.95
     assert "nominal 95 %" in markup.TITLES["time_to_target"]
     assert "95 % prediction interval, else 90 %" in study_figures.CAPTIONS["verdicts"]
-    assert paper.rule("equal")["interval"] == 0.90  # of "greater" too
+    assert paper.rule("equal")["interval"] == 1 - 2 * paper.rule("greater")["alpha"] == 0.90
