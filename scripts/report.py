@@ -106,4 +106,5 @@ def listed(key: str, value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = command_line.overrides_first(sys.argv[1:])
     sys.exit(command_line.guarded(main))

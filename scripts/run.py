@@ -5,8 +5,8 @@
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)'
     python scripts/run.py -m +experiment=cifar10_fixed,cifar10_tri2 'seed=range(5)' cluster=slurm
 
-Exit codes: 0 done (now, before, or another process is at it), 1 failed, 2 unusable input, 3 diverged, 130 stopped by
-Ctrl-C, 143 by SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
+Exit codes: 0 done (now, before, or another process is at it), 1 failed, 2 unusable input, 3 diverged (0 in a range
+test), 130 stopped by Ctrl-C, 143 by SIGTERM. A sweep reports how each of its runs ended, and exits with 0 or 1.
 """
 
 import os
@@ -82,4 +82,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = command_line.overrides_first(sys.argv[1:])
     sys.exit(command_line.guarded(main))

@@ -15,13 +15,10 @@ Exit codes: 0 all replayed, 1 a record or curve cannot be used, or W&B broke off
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from cyclical_lr import command_line
 from cyclical_lr.command_line import refuse
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-CONF = REPOSITORY / "conf"
+CONF = Path(__file__).resolve().parent.parent / "conf"
 KEYS = ("results_dir", "runs_dir", "logger.project", "logger.entity", "logger.mode")
 
 
@@ -39,7 +36,6 @@ def main(arguments: list[str]) -> int:
     from cyclical_lr.training.sweep import is_held
     from cyclical_lr.training.tracking import replay
 
-    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     cfg = compose_config(CONF, overrides)
     if not all(isinstance(folder, str) and folder for folder in (cfg.results_dir, cfg.runs_dir)):
         return refuse(f"results_dir, runs_dir: expected folders, got {cfg.results_dir!r} and {cfg.runs_dir!r}")

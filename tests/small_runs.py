@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from cyclical_lr import records
@@ -189,6 +190,13 @@ class WithDropout(Cifar10Full):
     ) -> None:
         super().__init__(num_classes, ceil_mode, lrn, init)
         self.norm2 = nn.Sequential(self.norm2, nn.Dropout(chance))
+
+
+class DropsByCall(Cifar10Full):
+    """A network that draws numbers while it trains, of which no layer tells."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(super().forward(x), 0.5, self.training)
 
 
 def adam(model: nn.Module, momentum: float, weight_decay: float, multipliers: bool) -> torch.optim.Adam:

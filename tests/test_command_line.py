@@ -9,7 +9,7 @@ import yaml
 from omegaconf.errors import ConfigKeyError
 from small_runs import CONF, REPOSITORY
 
-from cyclical_lr.command_line import about, explained, guarded
+from cyclical_lr.command_line import about, explained, guarded, overrides_first
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config
 
@@ -24,6 +24,17 @@ from cyclical_lr.training.config import compose_config
         (["typo=1"], "typo: there is no such key; --cfg job"),
         (["iteratons=1"], "iteratons: there is no such key; did you mean iterations? --cfg job"),
         (["solver.momentm=0.8"], "solver.momentm: there is no such key; did you mean momentum? --cfg job"),
+        (
+            ["+experiment=cifar10_fixed_25k", "batch_size=9"],
+            "there is no such key; did you mean data.batch_size",
+        ),
+        (["+experiment=cifar10_tri2", "schedule.max_lr=1"], "did you mean schedule.phases.0.schedule.max_lr or sch"),
+        (["+experiment=cifar10_tri2", "schedule.phases[0].start=1"], "number after a dot: schedule.phases.0.start"),
+        (
+            ["+experiment=cifar10_tri2", "schedule.phases.5.start=1"],
+            "schedule.phases.5.start: there is no such key,",
+        ),
+        (["+experiment=a,b"], "+experiment=a,b: expected one name; scripts/run.py sweeps over several with -m"),
         (["experiment=cifar10_tri2"], "To append to your default list use +experiment=cifar10_tri2"),
         (["+experiment=cifar10_tri2", "~data.nope"], "'data.nope' does not exist"),
         (["seed=[0"], "seed=[0: cannot be read; close what is open"),
@@ -37,6 +48,23 @@ def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said):
         compose_config(CONF, overrides)
     text = explained(refusal.value)
     assert said in text and "\n" not in text and len(text) < 400
+
+
+def test_overrides_and_options_may_stand_in_any_order():
+    given = ["a=1", "-m", "--config-dir", "x=y", "~b", "--cfg", "job", "--config-dir=z", "+c=2", ""]
+    ordered = ["a=1", "~b", "+c=2", "-m", "--config-dir", "x=y", "--cfg", "job", "--config-dir=z", ""]
+    assert overrides_first(given) == ordered
+    command = [sys.executable, str(REPOSITORY / "scripts" / "run.py"), "seed=3", "--cfg", "job", "iterations=7"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "seed: 3\n" in shown and "iterations: 7\n" in shown
+
+
+@pytest.mark.slow
+def test_a_config_can_be_composed_where_no_script_is():
+    code = "from pathlib import Path; from cyclical_lr.training.config import *; "
+    code += "print(plain(compose_config(Path('conf'), ['+experiment=cifar10_tri2']))['results_dir'])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert shown.stdout == f"{REPOSITORY}/results\n", shown.stderr
 
 
 def test_a_cards_choice_without_override_is_explained(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 import yaml
 from omegaconf import OmegaConf
 from small_runs import CONF, REPOSITORY, SAMPLE, TINY, Forked, records_in, run_script
@@ -290,6 +291,16 @@ def test_a_card_of_the_users_that_cannot_be_used_is_refused_with_the_reason(tmp_
     said = refused("cifar10_tri2", card.format("cifar10_tri2", 9))
     assert f"--config-dir: {cards}/cifar10_tri2.yaml would never be read" in said and "rename it" in said
     assert not (tmp_path / "r").exists()
+
+
+def test_a_choice_of_the_users_that_would_never_be_read_is_refused_without_a_card_too(tmp_path):
+    (tmp_path / "my_conf" / "schedule").mkdir(parents=True)
+    file = tmp_path / "my_conf" / "schedule" / "triangular.yaml"
+    file.write_text("_target_: cyclical_lr.schedules.Fixed\nbase_lr: 0.123\n")
+    command = small_runs.tiny(tmp_path, "--config-dir", f"{tmp_path}/my_conf")
+    code, output = Forked(tmp_path / "out.txt", run_script, command).ends()
+    assert code == UNUSABLE and f"--config-dir: {file} would never be read" in output
+    assert not (tmp_path / "results").exists()
 
 
 # Training and report --------------------------------------------------------------------------------------------------

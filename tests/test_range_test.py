@@ -249,7 +249,7 @@ def test_curves_may_come_from_a_generator_and_need_no_seed():
     assert "only seed ? (" in find_bounds(curves[:1] * 2 + curves[1:] * 2).max.reason or "seed ? (" in report(
         curves, 10
     )
-    for stepsize in (0, None, 2.5):
+    for stepsize in (0, None, 2.5, True):
         with pytest.raises(ValueError, match="stepsize: expected a whole number"):
             report(curves, stepsize)
 
@@ -436,3 +436,33 @@ def test_the_curve_ends_where_the_lr_stops_rising():
     rows = [row(0, 0.0, 10.0), row(1000, 0.01, 40.0), row(2000, 0.02, 50.0), row(3000, 0.01, 60.0)]
     assert curve_of(record("done", 3000, compress=2), rows).lr == (0.0, 0.01, 0.02)
     assert curve_of(record("diverged", 2000, compress=2), rows[:2]).lr == (0.0, 0.01, 0.02)
+
+
+@pytest.mark.parametrize(("depth", "found"), [(2.8, None), (2.9, 10)])
+def test_what_the_noise_explains_is_four_standard_errors_of_a_difference(depth, found):
+    """4 * sqrt(2) * 0.5 = 2.83 points, down and up again."""
+    assert Thresholds().step == pytest.approx(2.8284, abs=1e-4)
+    values = [straight(i) if i <= 10 else 46 - depth * (i % 2) for i in range(21)]
+    assert by("raggedness", curve(values)) == found
+
+
+def test_a_plateau_is_looked_for_up_to_what_the_noise_does_not_tell_from_the_best():
+    assert by("plateau", curve([10, 10, 20, 30, 40, 50, 49, 49.5, 49, 49.5, 49])) == 5
+
+
+def test_an_accuracy_at_the_edge_counts_as_risen():
+    assert by("onset", curve([0.0, *[5.0] * 20])) == 1  # ten times the noise above chance, no less
+    assert by("onset", curve([0.0, 10.0, 10.0, 10.0, 100.0, 100.0])) == 1  # a tenth of the rise
+
+
+def test_fractions_up_to_one_are_told_from_percent():
+    assert "if these are fractions" in find_bounds(curve(lambda i: tent(i) / 46)).base.reason
+
+
+@pytest.mark.parametrize("threshold", [{"chance": 0.0}, {"sustained": 2}])
+def test_the_least_of_a_threshold_is_allowed(threshold):
+    Thresholds(**threshold)
+
+
+def test_a_perfect_accuracy_is_percent():
+    Curve((0.0, 1.0), (0.0, 100.0))

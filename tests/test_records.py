@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,8 +119,11 @@ def test_what_a_node_inside_another_refuses_is_named_with_its_place():
     phases = [{"_target_": "cyclical_lr.schedules.Phase", "start": 0, "schedule": node}]
     with pytest.raises(ConfigError, match=r"^schedule\.gamma: expected .*got -2"):
         records.build(node)
-    with pytest.raises(ConfigError, match=r"^schedule\.phases\[0\]\.schedule\.gamma: expected .*got -2"):
+    with pytest.raises(ConfigError, match=r"^schedule\.phases\.0\.schedule\.gamma: expected .*got -2"):
         records.build({"_target_": "cyclical_lr.schedules.Phases", "phases": phases})
+    late = {"_target_": "cyclical_lr.schedules.Phase", "start": 7, "schedule": {**node, "gamma": 0.5}}
+    with pytest.raises(ConfigError, match=r"^schedule\.phases\.0\.start: expected 0, got 7"):
+        records.build({"_target_": "cyclical_lr.schedules.Phases", "phases": [late]})
 
 
 def test_the_label_is_the_experiment_until_something_hashed_is_overridden():
@@ -136,6 +140,25 @@ def test_the_label_names_another_schedule_as_a_call_and_a_value_put_back_to_its_
     assert records.label("card", with_value("schedule", other), CONFIG) == "card[schedule=Exp(base_lr=0.1,gamma=0.5)]"
     card = with_value("data.shuffle", True)
     assert records.label("card", with_value("data.shuffle", False), card) == "card[data.shuffle=False]"
+
+
+def test_the_label_has_the_value_that_counts_where_a_key_was_taken_away():
+    bounds = {"_target_": "cyclical_lr.schedules.ExpRange", "base_lr": 0.1, "max_lr": 0.2, "stepsize": 5, "gamma": 0.5}
+    card = with_value("schedule", {**bounds, "decay": "amplitude"})
+    assert records.label("card", with_value("schedule", bounds), card) == "card[schedule.decay=bounds]"
+
+
+def test_the_label_names_the_item_of_a_list_that_differs():
+    def phases(*rates):
+        fixed = [{"_target_": "cyclical_lr.schedules.Fixed", "base_lr": rate} for rate in rates]
+        phase = "cyclical_lr.schedules.Phase"
+        listed = [{"_target_": phase, "start": 5 * i, "schedule": one} for i, one in enumerate(fixed)]
+        return with_value("schedule", {"_target_": "cyclical_lr.schedules.Phases", "phases": listed})
+
+    card = phases(0.1, 0.01)
+    assert records.label("card", phases(0.1, 0.02), card) == "card[schedule.phases.1.schedule.base_lr=0.02]"
+    longer = "card[schedule.phases=[Phase(schedule=Fixed(base_lr=0.1),start=0)]]"
+    assert records.label("card", phases(0.1), card) == longer
 
 
 def test_the_label_names_another_set_by_its_name_and_a_compressed_schedule_by_its_factor():
@@ -257,3 +280,30 @@ def test_committed_records_still_hash_to_their_names(committed_results):
         assert records.config_sha256(record.config) == record.config_sha256
         assert records.curve_path(REPOSITORY / "results", record.run_id).exists()
         assert not record.dirty, f"{path.name} comes from a dirty checkout"
+
+
+def test_a_readers_name_of_a_class_from_elsewhere_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "trap_module.py").write_text("anything = dict")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert records.short({"_target_": "trap_module.anything", "depth": 9}) == "trap_module.anything(depth=9)"
+    assert "trap_module" not in sys.modules
+    assert records.short(CONFIG["model"]) == "Cifar10Full()"
+
+
+def test_the_label_does_not_depend_on_the_order_in_which_a_schedules_arguments_are_given():
+    other = {"gamma": 0.5, "base_lr": 0.1, "_target_": "cyclical_lr.schedules.Exp"}
+    assert records.label("card", with_value("schedule", other), CONFIG) == "card[schedule=Exp(base_lr=0.1,gamma=0.5)]"
+
+
+def test_what_goes_with_another_set_is_not_in_the_label():
+    data = {"name": "cifar100", "num_classes": 100, "checksum": "as_set", "train_sha256": "c", "test_sha256": "d"}
+    data |= {"train_images": 5, "test_images": 5}
+    other = {**CONFIG, "data": {**CONFIG["data"], **data}, "model": {**CONFIG["model"], "num_classes": 100}}
+    assert records.label("card", other, CONFIG) == "card[data=cifar100]"
+
+
+def test_the_clock_leaves_out_layers_that_have_not_run_and_knows_records_older_than_its_keys():
+    segments = [{"iteration": 0, "kernels": "none"}, {"iteration": 60, "kernels": "compiled"}]
+    assert replace(RECORD, segments=segments).clock[3] == "compiled"
+    now = {"iteration": 0, "device": "a cpu", "threads": 2, "engine": "reference", "kernels": "torch", "together": 1}
+    assert replace(RECORD, segments=[{"iteration": 0}]).clock == replace(RECORD, segments=[now]).clock

@@ -15,6 +15,7 @@ from cyclical_lr.training.config import compose_config, describe, plain
 
 DIVERGES = ("schedule.base_lr=1e30", "schedule.max_lr=1e30")
 UNUSABLE, DIVERGED = 2, 3
+README = CONF.parent / "README.md"
 
 
 @pytest.fixture
@@ -131,6 +132,23 @@ def test_a_failed_run_exits_with_1_and_its_message(tmp_path, script):
     assert code == 1 and "the cat sat on the cable" in output
     (record,) = records_in(tmp_path)
     assert record.status == "failed" and "the cat sat on the cable" in record.message
+    assert output.rstrip().endswith(f"{record.run_id}.json; the same command goes on from the last checkpoint, if any")
+
+
+def test_the_readmes_way_from_a_record_to_its_network_gives_the_records_accuracy(tmp_path, script):
+    assert script("iterations=12")[0] == 0
+    (record,) = records_in(tmp_path)
+    ((code,),) = [re.findall(r"in the last checkpoint:\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)]
+    for name, here in {
+        "results/runs/RUN_ID": f"{tmp_path}/results/runs/{record.run_id}",
+        "outputs/RUN_ID/checkpoint-000025000": f"{tmp_path}/runs/{record.run_id}/checkpoint-000000012",
+        "arange(500)": "arange(50)",
+    }.items():
+        assert name in code
+        code = code.replace(name, here)
+    found = {}
+    exec(code, found)
+    assert 100 * found["accuracy"].item() == pytest.approx(record.test_accuracy, abs=1e-4)
 
 
 # Sweeps ---------------------------------------------------------------------------------------------------------------
@@ -175,6 +193,41 @@ def test_a_sweep_without_a_place_for_its_runs_is_refused_in_one_line(tmp_path, s
         code, output = script("seed=0,1", f"runs_dir={folder}", sweep=True)
         assert code == UNUSABLE and output.startswith("error: runs_dir: ") and output.count("\n") == 1, output
     assert records_in(tmp_path) == []
+
+
+def test_a_sweep_without_a_folder_for_its_runs_makes_none(tmp_path, script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = script("seed=0,1", "runs_dir=null", sweep=True)
+    assert code == 1 and output.count("runs_dir: expected a folder, got None") == 2
+    assert not (tmp_path / "None").exists()
+
+
+def test_a_card_may_hold_a_sweep(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    card = (CONF / "experiment" / "cifar10_fixed_25k.yaml").read_text().replace("cifar10_fixed_25k", "mine")
+    card += "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1', schedule.base_lr: '0.001,0.002'}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(card)
+    where = [f"results_dir={tmp_path}/results", f"runs_dir={tmp_path}/runs"]
+    overrides = [*SAMPLE, *where, "iterations=2", "schedule.base_lr=0.003,0.004"]  # the command line's comes last
+    command = ["--config-dir", str(tmp_path), "+experiment=mine", *overrides]
+    code, output = Forked(tmp_path / "out.txt", run_script, command).ends()
+    assert code == 0 and "4 of 4 runs are done" in output, output
+    ran = {(record.seed, record.config["schedule"]["base_lr"]) for record in records_in(tmp_path)}
+    assert ran == {(0, 0.003), (0, 0.004), (1, 0.003), (1, 0.004)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "error: cluster: expected Slurm's commands on the PATH"),
+        (["cluster.time=1-00:00:00"], "error: cluster.time: expected a whole number of minutes, got '1-00:00:00'; see"),
+        (["cluster.memory=8GB"], "error: cluster.memory: expected a whole number of GB, got '8GB'; see"),
+    ],
+)
+def test_jobs_that_cannot_be_submitted_are_refused_in_one_line(tmp_path, overrides, said):
+    command = tiny(tmp_path, "cluster=slurm", "cluster.snapshot=false", *overrides)
+    code, output = Forked(tmp_path / "out.txt", run_script, command, PATH=str(tmp_path)).ends()
+    assert code == UNUSABLE and said in output and "Traceback" not in output, output
 
 
 def test_a_repeated_sweep_runs_only_what_is_missing(tmp_path, script):

@@ -72,13 +72,12 @@ def study(tmp_path: Path, arms: list[str], *arguments: str) -> tuple[int, str]:
 
 
 def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_path):
-    arms = [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY} model.lrn=typo", f"cifar10_tri2 {TINY}"]
+    arms = [f"cifar10_fixed_25k {TINY}", f"cifar10_exp {TINY} data.train_sha256=abc", f"cifar10_tri2 {TINY}"]
     code, output = study(tmp_path, arms, "threads=1")
     assert code == 1, output
     summary = output[output.index("2 of 3 runs are done") :]
-    assert re.search(
-        r"^  failed +cifar10_tri2\[.*model.lrn=typo.*\] seed 0 .*model.lrn: expected", summary, re.MULTILINE
-    )
+    failed = r"^  failed +cifar10_exp\[.*\] seed 0 .*data.train_sha256"
+    assert re.search(failed, summary, re.MULTILINE), summary
     assert summary.count("  done ") == 2
     assert "[3/3] cifar10_tri2" in output
     done = records_in(tmp_path)
@@ -88,6 +87,9 @@ def test_a_study_runs_what_is_missing_goes_on_after_a_failure_and_says_so(tmp_pa
     code, output = study(tmp_path, arms[::2], "threads=1")
     assert code == 0, output
     assert "2 of 2 runs are done, 0 are missing" in output and "[1/" not in output
+
+    code, output = study(tmp_path, [f"cifar10_tri {TINY}", f"cifar10_tri2 {TINY} model.lrn=typo"], "threads=1")
+    assert code == 2 and "error: model.lrn: expected 'within_channel'" in output and len(records_in(tmp_path)) == 2
 
 
 def test_progress_is_read_from_the_curves_and_what_has_ended_is_not_left(tmp_path, caplog):
@@ -110,9 +112,12 @@ def test_progress_is_read_from_the_curves_and_what_has_ended_is_not_left(tmp_pat
 def test_a_job_has_failed_unless_it_ended_well_or_diverged(tmp_path):
     jobs = [Job([str(code)], f"ends with {code}", [], tmp_path, tmp_path) for code in (0, 1, 3, 7)]
     script = "import sys; print('last words'); sys.exit(int(sys.argv[1]))"
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     problems = in_processes(jobs, 2, [sys.executable, "-c", script], [])
-    signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert problems == {f"ends with {code} seed ": f"exit code {code} after 'last words'" for code in (1, 7)}
 
 
@@ -127,7 +132,7 @@ def test_jobs_are_processes_that_share_the_cores(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["process", "a thread that waits for a run"])  # the kernel may pick any thread
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_to_stop_a_study_is_to_stop_all_of_its_processes(tmp_path, signum, to):
     process = start(tmp_path, [f"cifar10_fixed_25k {TINY}", f"cifar10_tri2 {TINY}", f"cifar10_tri {TINY}"], "jobs=2")
     threads = Path(f"/proc/{process.pid}/task")
@@ -139,7 +144,7 @@ def test_to_stop_a_study_is_to_stop_all_of_its_processes(tmp_path, signum, to):
         children = {child: int(thread) for thread, started in listed.items() for child in started}
     os.kill(process.pid if to == "process" else next(iter(children.values())), signum)
     code, output = process.ends()
-    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum], output
+    assert code == 128 + signum, output
     assert "[3/3]" not in output
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert records_in(tmp_path) == []

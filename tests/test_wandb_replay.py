@@ -57,14 +57,14 @@ def wandb_records(path):
 
 
 def wandb_run(folder):
-    """What the one .wandb file in a run's folder holds: id, project, name, config, rows, summary and exit code."""
+    """What the one .wandb file in a run's folder holds: id, project, name, config, rows, summary, exit code, axes."""
     (path,) = folder.glob("*.wandb")
-    out = {"rows": [], "summary": {}, "config": {}}
+    out = {"rows": [], "summary": {}, "config": {}, "axes": {}}
     for record in wandb_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run = record.run
-            out |= {"id": run.run_id, "project": run.project, "name": run.display_name}
+            out |= {"id": run.run_id, "project": run.project, "name": run.display_name, "group": run.run_group}
             out["config"] = {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "history":
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
@@ -72,6 +72,8 @@ def wandb_run(folder):
         elif kind == "summary":
             items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
             out["summary"] |= {key: value for key, value in items.items() if key not in OWN}
+        elif kind == "metric":
+            out["axes"][record.metric.name or record.metric.glob_name] = record.metric.step_metric
         elif kind == "exit":
             out["exit_code"] = record.exit.exit_code
     return out
@@ -137,7 +139,9 @@ def test_a_replay_holds_the_runs_id_name_config_every_row_of_its_curve_status_an
     folder, record, *_ = replayed
     run = replayed_run(folder, record.run_id)
     assert (run["id"], run["name"], run["project"]) == (record.run_id, f"{record.label} seed 0", "cyclical-lr")
-    assert {key: value for key, value in run["config"].items() if key != "_wandb"} == record.config
+    named = {"experiment": "custom", "label": record.label}
+    assert {key: value for key, value in run["config"].items() if key != "_wandb"} == record.config | named
+    assert run["group"] == record.label and run["axes"] == {"iteration": "", "*": "iteration"}
     curve = records.read_curve(records.curve_path(folder / "results", record.run_id))
     assert [row.iteration for row in curve] == [0, 4, 8, 12]
     assert run["rows"] == rows_of(curve)
@@ -154,10 +158,25 @@ def test_a_replay_is_what_the_run_logged_live(replayed):
 
 
 @pytest.mark.slow
+def test_a_process_that_goes_on_with_a_run_logs_its_rows_from_the_first(tmp_path):
+    command = tiny(tmp_path, "logger=wandb", "eval_every=4")
+    environment = {"HOME": str(tmp_path), "WANDB_PROJECT": "mine", "WANDB_RUN_GROUP": "ours"}
+    for output in ("first.txt", "second.txt"):
+        assert Forked(tmp_path / output, run_script, command, **environment).ends()[0] == 0
+        (record,) = records_in(tmp_path)
+        curve = records.read_curve(records.curve_path(tmp_path / "results", record.run_id))
+        shutil.rmtree(tmp_path / "results")  # so that the run is not over
+    first, second = map(wandb_run, sorted((tmp_path / "runs" / record.run_id / "wandb").glob("offline-run-*")))
+    assert first["rows"] == second["rows"] == rows_of(curve) and len(curve) == 4
+    assert (second["project"], second["group"]) == ("mine", "ours")
+
+
+@pytest.mark.slow
 def test_a_failed_run_says_so_and_a_long_curve_is_whole(replayed):
     folder, *_ = replayed
     failed = replayed_run(folder, "0" * 12)
     assert failed["summary"]["status"] == "failed" and failed["exit_code"] == 1
+    assert failed["summary"]["message"] == "the cat"
     assert failed["name"].endswith("seed 3") and len(failed["rows"]) == 2
     long = replayed_run(folder, "1e1000000000")  # an id that reads as a number stays one
     assert [row["iteration"] for row in long["rows"]] == list(range(400))

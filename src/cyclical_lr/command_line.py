@@ -4,18 +4,24 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr.records import ConfigError
 
 FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
 """Exit codes."""
+VALUED = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--experimental-rerun"),
+)
+"""Options of Hydra's whose value is the next argument."""
 INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -48,10 +54,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with the overrides before the options: argparse, Hydra's too, takes them in one piece."""
+
+    def is_override(position: int) -> bool:
+        argument, before = arguments[position], arguments[position - 1] if position else ""
+        return before not in VALUED and (argument.startswith("~") or ("=" in argument and argument[0] != "-"))
+
+    positions = sorted(range(len(arguments)), key=lambda position: not is_override(position))
+    return [arguments[position] for position in positions]
+
+
 def about(file: Path) -> str:
     """The first line that a config file says of itself, for --help."""
     comments = (line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     return next((line for line in comments if line and not line.startswith("@package")), "")
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    """The keys of a config at any depth, as overrides spell them."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        below = f"{path}.{key}" if path else str(key)
+        yield below
+        yield from _paths(value, below)
 
 
 def refuse(message: str) -> int:
@@ -78,21 +104,36 @@ def explained(error: Exception) -> str:
     if found := re.search(r"Error parsing override '([^']*)'\s+missing EQUAL", text):
         return f"{found[1]}: expected KEY=VALUE, such as +experiment=cifar10_tri2; --help lists what there is"
     if found := re.search(r"Could not override '([^']+)'\.\s+To append to your config", text):
-        there = getattr(error.__cause__, "parent_node", None) or {}  # OmegaConf's, which knows how far the key led
-        close = difflib.get_close_matches(str(getattr(error.__cause__, "key", "")), map(str, there), 1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        return f"{found[1]}: there is no such key; {meant}--cfg job after your other arguments shows all that there are"
+        # OmegaConf's error knows how far the key led.
+        there = getattr(error.__cause__, "parent_node", None) or OmegaConf.create()
+        key = str(getattr(error.__cause__, "key", ""))
+        close = difflib.get_close_matches(key, map(str, there), 1)
+        whole = OmegaConf.to_container(there._get_root(), resolve=False)
+        close = close or [path for path in _paths(whole) if path.endswith(f".{key}") and not path.startswith("hydra.")]
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        shown = "hydra" if found[1].startswith("hydra.") else "job"
+        return f"{found[1]}: there is no such key; {meant}--cfg {shown} after your other arguments shows all there are"
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", text):
         key = found[1].partition("=")[0]
+        if key.lstrip("+") in ("experiment", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"):
+            return f"{found[1]}: expected one name; scripts/run.py sweeps over several with -m"
         return (
             f"{found[1]}: expected one value; put text in quotes of its own ('{key}=\"a, b\"') and a list in brackets "
             f"({key}=[a,b]); scripts/run.py sweeps over several with -m"
         )
     if isinstance(error, OverrideParseException):
         key = error.override.partition("=")[0]
+        if re.search(r"\[\d+\]", key):
+            dotted = re.sub(r"\[(\d+)\]", r".\1", key)
+            return f"{key}: cannot be read; the items of a list have their number after a dot: {dotted}"
         return (
             f"{error.override}: cannot be read; close what is open, and put text with other signs than those of a "
             f"plain path in quotes of its own: '{key}=\"VALUE\"', with ~ written out"
         )
+    if found := re.search(r"interpolation '\$\{(cluster\.\w+)\}': Value '(.*?)' .* could not be converted", text):
+        units = {"cluster.time": " of minutes", "cluster.memory": " of GB"}.get(found[1], "")
+        return f"{found[1]}: expected a whole number{units}, got {found[2]!r}; see conf/cluster/slurm.yaml"
+    if found := re.search(r"Error merging override (\S+?)=", text):
+        return f"{found[1]}: there is no such key, or it takes no such value ({str(error.__cause__).splitlines()[0]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(line.rstrip(".") for line in lines if line.strip("^ ") and not line.startswith("See https:"))

@@ -131,7 +131,6 @@ def _milestones(key: str, value: Any) -> tuple[int, ...]:
 _rate = _number(lambda n: n >= 0, "a finite learning rate of at least 0", "give a learning rate such as 0.001")
 _duration = _integer(1, "a positive integer number of iterations", "give the length in iterations")
 _multiple = _integer(1, "a positive integer factor", "1 changes nothing")
-_divisor = _number(lambda n: n >= 1, "a divisor of at least 1", "25 starts at max_lr / 25")
 optional_duration = _integer(0, "an integer number of iterations of at least 0", "0 leaves this part out")
 
 RULES: dict[str, Rule] = {
@@ -160,7 +159,7 @@ RULES: dict[str, Rule] = {
     "pct_start": _number(
         lambda n: 0 < n < 1, "a fraction between 0 and 1, both excluded", "0.3 is 30 % of the iterations"
     ),
-    "div_factor": _divisor,
-    "final_div_factor": _divisor,
+    "div_factor": _number(lambda n: n >= 1, "a divisor of at least 1", "25 starts at max_lr / 25"),
+    "final_div_factor": _number(lambda n: n >= 1, "a divisor of at least 1", "1e4 ends 10,000 times below the start"),
     "warmup": optional_duration,
 }

@@ -98,9 +98,13 @@ def _differences(path: str, ours: Any, theirs: Any, full: Any) -> Iterator[str]:
     if ours == theirs:
         return
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("_target_") == theirs.get("_target_"):
+        defaults = _defaults(ours["_target_"]) if "_target_" in ours else DEFAULTS
         for key in sorted(ours.keys() | theirs.keys()):
             below = f"{path}.{key}" if path else key
-            yield from _differences(below, ours.get(key), theirs.get(key), full.get(key, DEFAULTS.get(key)))
+            yield from _differences(below, ours.get(key), theirs.get(key), full.get(key, defaults.get(key)))
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs) and isinstance(ours[0], dict):
+        for position, items in enumerate(zip(ours, theirs, full, strict=True)):
+            yield from _differences(f"{path}.{position}", *items)
     else:
         yield f"{path}={_short(_canonical(full) if ours is None else ours)}"
 
@@ -167,7 +171,7 @@ def locate(target: str) -> Any:
 
 
 def build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    """Call a node's `_target_` with the node's values, after `arguments`.
+    """Call a node's `_target_` with the node's values, after `arguments`: for a solver, the network.
 
     Raises:
         ConfigError: it refuses them.
@@ -179,15 +183,22 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
         if isinstance(cause, TypeError) and "required" in str(cause):  # not the arguments that it has to have
             hint = "give it in the config, or on the command line with a plus, such as +schedule.max_lr=0.005"
             raise ConfigError(f"{node['_target_']}: {cause}; {hint}") from error
+        target = re.search(r"target '([^']+)'", str(error))  # the node's, or one's inside it
+        if target and not target[1].startswith(PACKAGE):  # its errors name no key
+            given = " from the network" if arguments else ""
+            raise ConfigError(f"{target[1]}: it cannot be built{given} ({cause!r})") from error
         if isinstance(cause, (ValueError, TypeError)):
             raise ConfigError(_with_full_key(str(cause), error)) from error
         raise
 
 
 def _with_full_key(message: str, error: InstantiationException) -> str:
-    """`schedule.base_lr: ...` as it is, or of a node inside the schedule `schedule.phases[0].schedule.base_lr: ...`."""
+    """`schedule.base_lr: ...` as it is, or of a node inside the schedule `schedule.phases.0.schedule.base_lr: ...`."""
     inside = re.search(r"full_key: (\S+)$", str(error))
-    return re.sub(r"^(\w+)\.(?=\S+: )", rf"\1.{inside[1]}.", message) if inside else message
+    key, colon, rest = message.partition(": ")
+    if inside:
+        key = re.sub(r"^(\w+)\.", rf"\1.{inside[1]}.", key)
+    return re.sub(r"\[(\d+)\]", r".\1", key) + colon + rest  # as Hydra spells a list's items on the command line
 
 
 # Learning rates -------------------------------------------------------------------------------------------------------
@@ -203,13 +214,13 @@ def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     name = _short(node)
     try:
         schedule = build(node)
-    except (ConfigError, InstantiationException) as error:
+    except ConfigError as error:
         if not inspect.isclass(locate(node["_target_"])):
             hint = "a function of the iteration needs schedule._partial_=true"
             raise ConfigError(f"schedule: {error}; {hint}") from error
-        if isinstance(error, ConfigError):
+        if str(error).startswith("schedule"):
             raise
-        raise ConfigError(f"schedule: {name} cannot be built ({error.__cause__!r})") from error
+        raise ConfigError(f"schedule: {error}") from error
     if not callable(schedule):
         raise ConfigError(f"schedule: expected {name} to be called with the iteration, got {schedule!r}")
     if config["compress"] > 1:
@@ -396,7 +407,7 @@ def write_curve(path: Path, rows: list[CurveRow]) -> Path:
     writer.writerow(columns)
     for row in rows:
         values = (getattr(row, name) for name in columns)
-        writer.writerow("" if _is_nan(value) else repr(value) for value in values)
+        writer.writerow("" if math.isnan(value) else repr(value) for value in values)
     write_atomic(path, text.getvalue().encode())
     return path
 
@@ -438,10 +449,6 @@ def check_curve(path: Path, record: Record, curve: Sequence[CurveRow]) -> None:
 
 def _columns(top5: bool) -> list[str]:
     return [field.name for field in fields(CurveRow) if top5 or field.name != "test_accuracy_top5"]
-
-
-def _is_nan(value: float) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

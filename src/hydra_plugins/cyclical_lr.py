@@ -43,12 +43,13 @@ class RunsSweeper(BasicSweeper):
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
-        runs_dir = Path(str(self.config.runs_dir))
-        config.check_writable("runs_dir", runs_dir)
-        if self.config.cluster.snapshot:
-            snapshot.go_on_from_copy(runs_dir)
+        runs_dir = self.config.runs_dir
+        if runs_dir and isinstance(runs_dir, str):  # else each job is refused
+            config.check_writable("runs_dir", Path(runs_dir))
+            if self.config.cluster.snapshot is True:
+                snapshot.go_on_from_copy(Path(runs_dir))
         loader = self.hydra_context.config_loader
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         jobs, problems = [], {}
         combinations = self.split_arguments(overrides, max_batch_size=None)[0]
         if not combinations:
@@ -122,7 +123,13 @@ else:
             folder, timeouts = parameters.pop("submitit_folder"), parameters.pop("max_num_timeout")
             parameters["setup"] = [*(parameters["setup"] or ()), *_exports()]
             shared = OmegaConf.structured(BaseQueueConf).keys()
-            executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            try:
+                executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"cluster: expected Slurm's commands on the PATH ({error}); submit from a login node, or use "
+                    "cluster=local"
+                ) from error
             if cpus := parameters["cpus_per_task"]:  # srun takes it from sbatch in some versions only: threads would
                 parameters["srun_args"] = [f"--cpus-per-task={cpus}"]  # share one core
             executor.update_parameters(

@@ -120,3 +120,10 @@ def test_without_runs_it_is_still_a_table(paper):
     assert frame.columns.tolist() == list(budget.BUDGET)
     shown = markup.presented(paper, "budget", frame)
     assert markup.markdown("t", shown) == "# t\n" and r"run - CLR~[95 \% interval]" in latex.latex("t", shown)
+
+
+def test_what_a_claim_reads_there_with_another_budget_does_not_stand_beside(paper, tmp_path, add_run):
+    for label in ("cifar10_tri2", "mine"):
+        add_run(label, 0, ends_at(81.0), config=config())
+    add_run("cifar10_exp", 0, {**ends_at(77.0), 70_000: 80.0}, config=config(data="cifar100"))
+    assert set(budget.budget_table(paper, collect(tmp_path))["label"]) == {"cifar10_tri2", "mine"}

@@ -304,3 +304,36 @@ def test_the_ramp_of_a_compressed_range_test_ends_as_much_earlier(tmp_path, add_
     held = {iteration: min(1e-6 * iteration, 0.001) for iteration in CURVE}  # four times as fast, up to 1,000
     add_run("cifar10_range_test", 0, CURVE, held, config={"schedule": ramp, "compress": 4})
     assert collect(tmp_path).problems == ()
+
+
+def test_the_last_iteration_of_a_label_is_the_furthest_of_its_finished_runs(tmp_path, add_run):
+    add_run("a", 0, {0: 10.0, 2000: 75.5})
+    add_run("a", 1, {0: 10.0, 3000: 74.0})
+    add_run("a", 2, {0: 10.0, 4000: 74.0}, status="diverged")
+    add_run("b", 0, {0: 10.0, 1000: 70.0}, status="diverged")
+    results = collect(tmp_path)
+    assert (last_iteration(results, "a"), last_iteration(results, "b")) == (3000, None)
+
+
+def test_a_run_whose_class_is_no_more_is_still_read(tmp_path, add_run):
+    record = add_run("a", 0, {0: 10.0}, config={"solver": {"_target_": "cyclical_lr.solvers.gone"}})
+    assert list(collect(tmp_path).records) == [record.run_id]
+
+
+def test_a_range_test_of_a_network_from_elsewhere_without_a_length_is_no_reason_to_stop(tmp_path, add_run):
+    schedule = {"_target_": "cyclical_lr.schedules.RangeTest"}
+    add_run("a", 0, {0: 10.0}, config={"model": {"_target_": "elsewhere.Network"}, "schedule": schedule})
+    assert collect(tmp_path).problems == ()
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 100.0])
+def test_none_and_all_right_are_accuracies(tmp_path, add_run, accuracy):
+    add_run("a", 0, {0: accuracy, 1000: accuracy})
+    assert collect(tmp_path).problems == ()
+
+
+def test_a_curve_of_caffes_is_a_csv(tmp_path):
+    (tmp_path / "caffe").mkdir()
+    (tmp_path / "caffe" / "good-1.txt").write_text(HEADER + "0,0.001,,2.3,10.0,\n")
+    results = collect(tmp_path)
+    assert results.caffe == {} and "good-1.txt is not a curve of Caffe's" in results.problems[0]

@@ -74,3 +74,17 @@ def test_where_the_lr_is_about_to_drop_it_has_not_dropped(add_run, tmp_path, ite
     drops = {"_target_": "cyclical_lr.schedules.Drops", "schedule": cycle, "milestones": [22_000]}
     add_run("mine", 0, ROWS, config={"schedule": drops})
     assert cycles.mid_cycle(collect(tmp_path), "mine", iteration) == said
+
+
+@pytest.mark.parametrize("policy", [schedules.Triangular, schedules.Triangular2, schedules.Welch, schedules.Hann])
+def test_every_cyclical_policy_has_ends_of_cycles(policy):
+    assert cycles.cycle_ends(policy(0.001, 0.006, 100), 500) == [200, 400]
+
+
+def test_a_compressed_run_is_in_mid_cycle_where_its_own_schedule_is(add_run, tmp_path):
+    cycle = {"_target_": "cyclical_lr.schedules.Triangular", "base_lr": 0.001, "max_lr": 0.006, "stepsize": 20_000}
+    add_run("mine", 0, ROWS, config={"schedule": cycle, "compress": 10})
+    results = collect(tmp_path)
+    assert cycles.mid_cycle(results, "mine", 24_000) == ""
+    said = "mid-cycle (80.00 at 24,000 and 81.00 at 28,000, where cycles end)"
+    assert cycles.mid_cycle(results, "mine", 25_000) == said

@@ -4,8 +4,10 @@ import re
 from dataclasses import replace
 
 from small_runs import CONF, REPOSITORY, records_in, train
+from test_measured_rules import add_ramp, tent
 
 from cyclical_lr import records
+from cyclical_lr.report.collect import collect
 from cyclical_lr.report.ending import bounds, summary
 from cyclical_lr.report.paper import read_paper
 from cyclical_lr.training.config import check, compose_config, describe, plain
@@ -58,3 +60,46 @@ def test_a_range_test_that_ends_before_its_ramp_says_so(tmp_path):
         record = train(tmp_path, *ramp, "eval_every=2", *changes)[0].record
         printed = bounds([record], CONF, tmp_path / "results", tmp_path / "runs", [])
         assert ("rises for 12 iterations, of which this test has the first 6: compress=N" in printed) == cut
+
+
+def test_a_run_that_did_not_end_well_says_why(tmp_path, add_run):
+    record = add_run("mine", 0, {0: 10.0}, status="diverged", message="training loss is nan")
+    assert summary(record, CONF, tmp_path).startswith("mine seed 0: diverged (training loss is nan)\n")
+
+
+def test_of_a_range_tests_own_command_its_ramp_alone_is_left_out(tmp_path, add_run):
+    add_ramp(add_run, tent(0, 6), 0)
+    (record,) = collect(tmp_path).records.values()
+    ramp = ["schedule.max_lr=0.02", "+schedule.x=1", "~schedule.y", "seed=[0,1]", "eval_every=200"]
+    given = ["+experiment=cifar10_range_test", *ramp, "iterations=8000", "compress=2", "threads=2"]
+    printed = bounds([record], CONF, tmp_path, tmp_path / "runs", given)
+    (command,) = [line for line in printed.splitlines() if "a run between them" in line]
+    assert command.endswith(
+        "scripts/run.py +experiment=cifar10_range_test threads=2 schedule=triangular schedule.base_lr=0.001 "
+        "schedule.max_lr=0.006 schedule.stepsize=2000 iterations=16000"
+    )
+
+
+def test_a_range_test_that_failed_is_no_curve(tmp_path, add_run):
+    add_ramp(add_run, tent(0, 6), 0)
+    add_ramp(add_run, tent(0, 6), 1, until=5, status="failed")
+    done, failed = collect(tmp_path).records.values()
+    assert bounds([done, failed], CONF, tmp_path, tmp_path / "runs", []).startswith("LR range test, 1 seed,")
+    assert bounds([failed], CONF, tmp_path, tmp_path / "runs", []) == "no curve to read bounds from"
+
+
+def test_a_range_test_that_diverged_was_not_cut_short(tmp_path, add_run):
+    add_ramp(add_run, tent(0, 6), 0, until=12, status="diverged", iterations=2500)
+    (record,) = collect(tmp_path).records.values()
+    printed = bounds([record], CONF, tmp_path, tmp_path / "runs", [])
+    assert "Triangular(base_lr=0.001" in printed and "compress=N" not in printed
+
+
+def test_a_range_test_without_a_curve_or_a_place_for_its_figure_ends_in_words(tmp_path, add_run):
+    add_ramp(add_run, tent(0, 6), 0)
+    add_ramp(add_run, tent(0, 6), 1, until=0, status="diverged", iterations=0)
+    whole, nothing = collect(tmp_path).records.values()
+    assert bounds([nothing], CONF, tmp_path, tmp_path / "runs", []).startswith("no curve to read bounds from: curve")
+    (tmp_path / "a file").touch()
+    printed = bounds([whole], CONF, tmp_path, tmp_path / "a file", [])
+    assert "Triangular(base_lr=0.001" in printed and "no figure: cannot write to" in printed

@@ -238,3 +238,29 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     ratios = "Reproduced: ratios of CPU time {0} to {0} on cifar10_full; by method and machine: {1} reproduced."
     assert same.startswith("**Cost**: “CLR needs") and same.endswith(ratios.format("1.000", 6))
     assert more.startswith("**Cost**: “Methods that") and more.endswith(ratios.format("1.111", 4))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_share_of_a_cell_with_a_diverged_run_is_never_reproduced(paper, side):
+    early, late = (76.0, 76.0, 76.0), (80.0, 80.0, 80.0)
+    cells = [
+        Cell("a label", 12_000, (0, 1, 2), values, values, diverged=number == side)
+        for number, values in enumerate((early, late))
+    ]
+    assert verdicts.share(paper, *cells)[0].verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("base_lr", "verdict"), [(0.003, "reproduced"), (0.004, "not reproduced")])
+def test_a_base_lr_may_lie_an_evaluation_above_the_highest_onset(paper, base_lr, verdict):
+    curves = [tent(onset, 6, seed) for seed, onset in enumerate((0, 0, 1))]  # onsets: 0.001, 0.001 and 0.002
+    assert verdicts.bounds(paper, curves, {"base_lr": base_lr, "max_lr": 0.006})[0].verdict == verdict
+
+
+@pytest.mark.parametrize("damage", [lambda ms: ms.pop("sgd"), lambda ms: ms["adam"]["fixed"].__setitem__(0, 0.0)])
+def test_a_benchmark_without_sgd_or_with_a_time_of_zero_is_named_and_left_out(tmp_path, damage):
+    (tmp_path / "benchmarks").mkdir()
+    broken = benchmark()
+    damage(broken["milliseconds"])
+    (tmp_path / "benchmarks" / "solvers-broken.json").write_text(json.dumps(broken))
+    results = collect(tmp_path)
+    assert results.benchmarks == () and "solvers-broken.json is not a result of" in results.problems[0]

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from hydra.errors import HydraException
-from small_runs import CONF
+from small_runs import CONF, tiny
 
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import check, compose_config, label, plain
+from cyclical_lr.training.sweep import plan_job
 
 WRONG = [
     # overrides, what the message must hold
@@ -32,6 +33,7 @@ WRONG = [
     pytest.param(["schedule._target_=cyclical_lr.schedules.Triangel"], ["Triangel"], id="unknown schedule"),
     pytest.param(["iterations=0"], ["iterations", "0", ">= 1"], id="no iterations"),
     pytest.param(["iterations=-5"], ["iterations", "-5"], id="negative iterations"),
+    pytest.param(["iterations=1e4"], ["iterations", "10000.0", "write 10000"], id="a float"),
     pytest.param(["iterations=1.5"], ["iterations", "1.5", "whole"], id="half an iteration"),
     pytest.param(["eval_every=0"], ["eval_every", "0", ">= 1"], id="eval_every=0"),
     pytest.param(["compress=5"], ["compress", "5", "divisor of iterations=12"], id="compress is no divisor"),
@@ -60,7 +62,7 @@ WRONG = [
     pytest.param(["data.train_sha256=abc"], ["data.train_sha256", "abc"], id="other data than declared"),
     pytest.param(["data.scale=nan"], ["data.scale", "nan", "finite"], id="a scale that is no number"),
     pytest.param(["solver.momentum=nan"], ["solver.momentum", "nan", "finite"], id="nor a momentum"),
-    pytest.param(["data.mean=[1,2,nan]"], ["data.mean[2]", "nan", "finite"], id="nor one in a list"),
+    pytest.param(["data.mean=[1,2,nan]"], ["data.mean.2", "nan", "finite"], id="nor one in a list"),
     pytest.param(["data.root=5"], ["data.root", "5", "a folder"], id="a folder that is a number"),
     pytest.param(["~eval_every"], ["eval_every: there is none", "+eval_every=VALUE"], id="a key taken away"),
     pytest.param(["~trainer.devices"], ["trainer.devices: there is none"], id="a key of a group taken away"),
@@ -80,6 +82,22 @@ WRONG = [
     pytest.param(["iterations=100000001"], ["iterations", "at most 100,000,000"], id="more than memory holds"),
     pytest.param(["+trainer.emulate_bf16=5"], ["trainer.emulate_bf16", "5", "true or false"], id="neither here"),
     pytest.param(["model=alexnet"], ["model", "3 x 32 x 32", "AlexNet"], id="images that the network does not take"),
+    pytest.param(["results_dir=''"], ["results_dir", "''", "a folder"], id="no folder"),
+    pytest.param(["runs_dir=5"], ["runs_dir", "5", "a folder"], id="a number for a folder"),
+    pytest.param(["runs_dir='~/mine'"], ["runs_dir", "~/mine", "write out what ~ stands for"], id="an unexpanded home"),
+    pytest.param(["model.num_classes=7"], ["model.num_classes", "num_classes=10", "got 7"], id="other classes"),
+    pytest.param(["cluster.kind=pbs"], ["cluster.kind", "pbs", "slurm"], id="unknown cluster"),
+    pytest.param(["cluster.snapshot=maybe"], ["cluster.snapshot", "maybe", "true or false"], id="a snapshot or not"),
+    pytest.param(["+cluster.setup=[5]"], ["cluster.setup", "a list of shell lines"], id="a number for a line"),
+    pytest.param(["iterations=true"], ["iterations", "True", "whole"], id="true for a number"),
+    pytest.param(["seed=true"], ["seed", "True", "whole"], id="true for a seed"),
+    pytest.param(["checkpoint_seconds=true"], ["checkpoint_seconds", "True"], id="true for seconds"),
+    pytest.param(["data.batch_size=true"], ["data.batch_size", "True", "an integer"], id="true for a size"),
+    pytest.param(
+        ["solver._target_=torch.optim.SGD", "~solver.multipliers"],
+        ["SGD: it cannot be built from the network (TypeError("],
+        id="a class that takes parameters",
+    ),
     pytest.param(["logger.kind=typo"], ["logger.kind", "typo", "none"], id="unknown logger"),
     pytest.param(["logger=wandb", "logger.mode=typo"], ["logger.mode", "typo", "offline"], id="unknown W&B mode"),
 ]
@@ -94,11 +112,26 @@ def test_the_message_names_key_value_and_remedy_and_nothing_is_recorded(tmp_path
     assert not list((tmp_path / "results").rglob("*.*")) and not list(tmp_path.rglob("checkpoint*"))
 
 
+OF_THE_RUN = ("data.train_sha256=abc", "data.root=/gone", "solver._target_=torch.optim.SGD", "runs_dir='~/mine'")
+"""What the data, a class from elsewhere or the disk have to tell."""
+
+
+@pytest.mark.parametrize(("overrides", "named"), [p for p in WRONG if p.values[0][0] not in OF_THE_RUN])
+def test_a_sweep_refuses_it_before_anything_is_queued(tmp_path, overrides, named):
+    arguments = tiny(tmp_path, *overrides)
+    with pytest.raises(ConfigError) as caught:
+        plan_job(compose_config(CONF, arguments), CONF, arguments)
+    for text in named:
+        assert text in str(caught.value)
+
+
 def test_what_is_right_is_not_refused():
     # Were `check` to refuse everything, the tests above would pass.
     check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", "seed=[0,1]", "threads=2", "compress=5"])))
     annotated = ["model._target_=small_runs.WithDropout", "+model.chance=0.1"]  # by what has no hash
     check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", *annotated])))
+    any_key = ["model._target_=torchvision.models.resnet18", *(f"~model.{key}" for key in ("lrn", "ceil_mode", "init"))]
+    check(plain(compose_config(CONF, ["+experiment=cifar10_tri2", *any_key])))
 
 
 def test_a_record_that_cannot_be_read_is_named_with_a_way_out_and_nothing_is_trained(tmp_path, train):

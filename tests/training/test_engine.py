@@ -20,6 +20,7 @@ from cyclical_lr.models.alexnet import AlexNet
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.models.cifar10_sigmoid import Cifar10Sigmoid
 from cyclical_lr.models.densenet import DenseNet
+from cyclical_lr.models.googlenet import GoogLeNet
 from cyclical_lr.models.resnet import ResNet
 from cyclical_lr.models.stochastic_depth import StochasticDepth
 from cyclical_lr.records import ConfigError
@@ -209,12 +210,10 @@ def test_a_step_is_seeded_as_by_torch():
     assert not torch.equal(drawn, torch.rand(4))
 
 
-def test_layers_of_torchs_that_draw_are_known():
-    attention = functools.partial(nn.MultiheadAttention, 8, 2)
-    drawing = [nn.Dropout(0.1), nn.RReLU(), nn.FractionalMaxPool2d(2, 3), nn.LSTM(4, 4, 2, dropout=0.5), attention(0.5)]
-    still = [nn.Dropout(0.0), nn.ReLU(), nn.MaxPool2d(2), nn.LSTM(4, 4, 2), attention()]
-    for layers, expected in ((drawing, True), (still, False)):
-        assert [draws(nn.Sequential(layer)) for layer in layers] == [expected] * len(layers)
+def test_networks_that_draw_are_known():
+    drawing = (AlexNet(), GoogLeNet(), StochasticDepth(depth=8), DenseNet(depth=7, drop_rate=0.2))
+    still = (Cifar10Full(), Cifar10Sigmoid(batch_norm=True), ResNet(depth=8), DenseNet(depth=7))
+    assert [list(map(draws, networks)) for networks in (drawing, still)] == [[True] * 4, [False] * 4]
 
 
 def test_a_steps_seed_is_that_of_every_version():

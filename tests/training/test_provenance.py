@@ -114,3 +114,12 @@ def test_processors_of_one_name_are_told_apart_by_their_family(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "read_text", lambda _: cores)
     assert provenance.device_name(torch.device("cpu")).startswith("AMD EPYC family 26 model 2 (")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [({}, False), ({"avx512_bf16": True, "amx_bf16": False}, True), ({"avx512_bf16": False, "amx_bf16": True}, True)],
+)
+def test_either_extension_makes_bf16_native(monkeypatch, capabilities, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert provenance.native_bf16() == native

@@ -352,8 +352,9 @@ def test_a_group_that_is_cut_resumes_as_a_group(tmp_path, train, solo):
         assert_same_bits(tmp_path, folder, outcome.run_id)
 
 
-def test_a_network_that_draws_numbers_draws_the_same_alone_in_a_group_and_continued(tmp_path):
-    dropout = "model._target_=small_runs.WithDropout"
+@pytest.mark.parametrize("network", ["WithDropout", "DropsByCall"])
+def test_a_network_that_draws_numbers_draws_the_same_alone_in_a_group_and_continued(tmp_path, network):
+    dropout = f"model._target_=small_runs.{network}"
     with cut(batch=8), pytest.raises(PowerCut):
         train(tmp_path / "group", dropout, "seed=[0,1]", EVERY_ITERATION)
     for outcome in train(tmp_path / "group", dropout, "seed=[0,1]"):

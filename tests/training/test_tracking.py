@@ -30,6 +30,14 @@ def test_without_a_logger_nothing_of_wandb_is_imported(tmp_path):
     assert not list(tmp_path.rglob("*wandb*"))
 
 
+def test_wandbs_own_switch_turns_it_off(tmp_path):
+    overrides = tiny(tmp_path, *WANDB)
+    code, output = Forked(tmp_path / "out.txt", script_then_list_wandb_modules, overrides, WANDB_MODE="disabled").ends()
+    assert code == 0 and "wandb modules: []" in output
+    code, output = Forked(tmp_path / "o.txt", run_script, [*overrides, "seed=1"], WANDB_MODE="dryrun").ends()
+    assert code == 2 and "'disabled', got 'dryrun'; WANDB_MODE gives it" in output
+
+
 def test_a_wandb_that_cannot_be_imported_ends_no_run(train, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     (outcome,) = train("logger=wandb", "iterations=2")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from cyclical_lr.data.augment import crop_flip
 from cyclical_lr.data.cifar_files import OFFICIAL, SAMPLE, CifarFiles, Split
-from cyclical_lr.data.order import loader, permutation, stream
+from cyclical_lr.data.order import loader, permutation, stream, stretch_end
 from cyclical_lr.records import ConfigError
 
 
@@ -202,6 +202,9 @@ class CifarData(pl.LightningDataModule):
         """A loader of indices, int64 [at most eval_batch_size], that cover the split once, in file order.
 
         A `shard` (r, n) is every n-th image, from the r-th on.
+
+        Raises:
+            ConfigError: another split.
         """
         if split not in ("train", "test"):
             raise ConfigError(f"split={split!r}: expected 'train' or 'test'")
@@ -261,7 +264,7 @@ class _Blocks(IterableDataset[dict[str, Any]]):
         self.position = start
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        end = min(self.iterations, (self.position // self.eval_every + 1) * self.eval_every)
+        end = stretch_end(self.position, self.eval_every, self.iterations)
         while (start := self.position) < end:
             count = min(self.block, end - start)
             self.position += count

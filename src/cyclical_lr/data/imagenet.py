@@ -28,7 +28,7 @@ from torchvision.io import decode_jpeg
 
 from cyclical_lr.data.batch_memory import BatchMemory
 from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
-from cyclical_lr.data.order import loader, permutation, stream
+from cyclical_lr.data.order import loader, permutation, stream, stretch_end
 from cyclical_lr.data.warp import SIZE
 from cyclical_lr.records import ConfigError
 
@@ -294,7 +294,7 @@ class _Stretches(Sampler[Order]):
         self.position = start
 
     def __iter__(self) -> Iterator[Order]:
-        end = min(self.iterations, (self.position // self.eval_every + 1) * self.eval_every)
+        end = stretch_end(self.position, self.eval_every, self.iterations)
         while (start := self.position) < end:
             self.position += 1
             members = [self.data.order(seed, start) for seed in self.seeds]

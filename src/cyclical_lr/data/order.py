@@ -40,6 +40,11 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(word)))
 
 
+def stretch_end(position: int, eval_every: int, iterations: int) -> int:
+    """Where training that goes on from iteration `position` pauses: at the next evaluation, or its own end."""
+    return min(iterations, (position // eval_every + 1) * eval_every)
+
+
 # An epoch of as many seeds: 400 kB each of CIFAR, 10 MB of ImageNet.
 _kept_permutation = lru_cache(maxsize=16)(permutation)
 

@@ -267,9 +267,8 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _refuse_strangers(dest: Path, jobs: Iterable[Job]) -> None:
+def _refuse_strangers(dest: Path, jobs: Sequence[Job]) -> None:
     """Clear away what a killed process left half-written; refuse images that are none of `jobs`."""
-    jobs = list(jobs)
     expected, sources = {job.target for job in jobs}, {job.source for job in jobs}
     for split in ("train", "val"):
         for folder, _, names in os.walk(dest / split):

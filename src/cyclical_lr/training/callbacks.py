@@ -24,7 +24,7 @@ from cyclical_lr import kernels
 from cyclical_lr.records import CurveRow, write_atomic, write_curve
 from cyclical_lr.training import ddp
 from cyclical_lr.training.module import Classifier, Member
-from cyclical_lr.training.tracking import log_row
+from cyclical_lr.training.tracking import log_rows
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ CHECKPOINTS_KEPT = 2
 SAVED = ("iteration", "loss_sum", "loss_count", "train_seconds", "eval_seconds", "started", "segments")
 
 
-def save_checkpoint(folder: Path, member: Member) -> Path:
+def save_checkpoint(folder: Path, member: Member) -> None:
     """Write the member's state, whole or not at all, and keep it and the one before.
 
     One of a later iteration, which could not be used when this process started, stays until the run has passed it.
@@ -58,7 +58,6 @@ def save_checkpoint(folder: Path, member: Member) -> Path:
     kept = [other for other in passed if other not in member.unreadable][-CHECKPOINTS_KEPT:]
     for old in set(passed).difference(kept):
         old.unlink(missing_ok=True)
-    return path
 
 
 def restore_checkpoint(folder: Path, member: Member) -> bool:
@@ -193,10 +192,7 @@ class Curves(pl.Callback):
                 continue
             row = member.curve[-1]
             if member.run_id in self.loggers:
-                try:
-                    log_row(self.loggers[member.run_id], row)
-                except Exception as error:  # a view must not end a run
-                    log.warning("W&B did not take iteration %d of %s: %s", row.iteration, member.run_id, error)
+                log_rows(self.loggers[member.run_id], member.run_id, [row])
             try:
                 write_curve(self.folders[member.run_id] / "curve.csv", member.curve)
             except OSError as error:

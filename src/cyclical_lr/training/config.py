@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
@@ -15,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr import records
-from cyclical_lr.records import ConfigError
+from cyclical_lr.records import ConfigError, build, is_foreign
+from cyclical_lr.training import tracking
 
 MOST_ITERATIONS = 100_000_000
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
@@ -49,6 +51,8 @@ def compose_config(conf: Path, overrides: Iterable[str]) -> DictConfig:
     Raises:
         ConfigError: a user's own file has the name of one in `conf`, behind which Hydra would hide it.
     """
+    if not OmegaConf.has_resolver("repository"):  # in a notebook, say: scripts have theirs
+        OmegaConf.register_new_resolver("repository", lambda: str(conf.resolve().parent))
     if GlobalHydra.instance().is_initialized():  # inside scripts/run.py, which composed from the same folder
         return _composed(conf, overrides)
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
@@ -72,7 +76,9 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
         ConfigError: there is no card of that name, or it is none without what the command line adds.
     """
     name, card = plan["experiment"], None
-    if name:
+    if not name:
+        compose_config(conf, [])  # which refuses a user's file that would never be read
+    else:
         try:
             # Without a folder: what the card itself says of the data, not what lies where it looks for them.
             unchanged = compose_config(conf, [f"+experiment={name}", "++data.root=null"])
@@ -127,6 +133,7 @@ def check(plan: Mapping[str, Any]) -> None:
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER, MORE_TRAINER)
     _check_keys("logger", plan["logger"], LOGGER)
+    tracking.check(plan["logger"]["kind"], plan["logger"]["mode"])
     _check_cluster(plan["cluster"])
     for key in ("iterations", "eval_every", "compress"):
         _check_whole(key, plan[key], 1)
@@ -170,6 +177,33 @@ def check(plan: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.emulate_bf16: expected true or false, got {plan['trainer']['emulate_bf16']!r}")
 
 
+def check_parts(plan: Mapping[str, Any]) -> None:
+    """Refuse what the classes of a checked `plan` refuse, and a network that does not take the set's images.
+
+    Nothing is computed, and no data are read. A network or solver that is not this package's is left to the run.
+
+    Raises:
+        ConfigError: names the key, or the network and the set.
+    """
+    data = build(plan["data"])
+    if is_foreign(plan["model"]):
+        return
+    with torch.device("meta"), torch.no_grad():  # shapes alone
+        network = build(plan["model"])
+        if not is_foreign(plan["solver"]):
+            build(plan["solver"], network)
+        if not hasattr(data, "image_shape"):
+            return
+        try:
+            network.eval()(torch.empty(1, *data.image_shape))
+        except (ValueError, RuntimeError) as error:
+            shape = " x ".join(map(str, data.image_shape))
+            raise ConfigError(
+                f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
+                f"{type(network).__name__} ({str(error).splitlines()[0]}); take another model= or data="
+            ) from error
+
+
 def _check_strategy(strategy: Any, seed: Any) -> None:
     if strategy not in (None, "ddp"):
         raise ConfigError(f"trainer.strategy: expected 'ddp' or nothing, got {strategy!r}; use trainer=ddp")
@@ -193,17 +227,16 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 
 
-def _keywords(function: Any) -> list[str]:
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-
-
 def _check_targets(where: str, node: Any) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
             target = records.locate(node["_target_"])
             partial = ("_partial_",) if where.startswith("schedule") else ()  # a function of the iteration
-            _check_keys(where, node, (), ["_target_", "_convert_", *partial, *_keywords(target)])
-            for parameter in inspect.signature(target).parameters.values():
+            parameters = inspect.signature(target).parameters.values()
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):  # which takes any key
+                names = (parameter.name for parameter in parameters)
+                _check_keys(where, node, (), ["_target_", "_convert_", *partial, *names])
+            for parameter in parameters:
                 known = [kind for kind in TYPES if kind == parameter.annotation]  # which may have no hash
                 if parameter.name in node and known:
                     expected, types = TYPES[known[0]]
@@ -215,7 +248,7 @@ def _check_targets(where: str, node: Any) -> None:
             _check_targets(f"{where}.{key}", value)
     elif isinstance(node, list):
         for position, value in enumerate(node):
-            _check_targets(f"{where}[{position}]", value)
+            _check_targets(f"{where}.{position}", value)  # as Hydra spells it on the command line
     elif isinstance(node, float) and not math.isfinite(node):  # which no id can be made of
         raise ConfigError(f"{where}: expected a finite number, got {node!r}")
 
@@ -238,7 +271,8 @@ def _check_cluster(cluster: Mapping[str, Any]) -> None:
 
 def _check_whole(key: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key}: expected a whole number >= {least}, got {value!r}")
+        meant = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
+        raise ConfigError(f"{key}: expected a whole number >= {least}, got {value!r}{meant}")
 
 
 def check_writable(key: str, folder: Path) -> None:

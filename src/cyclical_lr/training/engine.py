@@ -47,21 +47,9 @@ def layout(device: torch.device, precision: str, network: nn.Module) -> torch.me
     return torch.contiguous_format if first else torch.channels_last
 
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-ALWAYS = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-
-
 def draws(module: nn.Module) -> bool:
-    """Whether anything in it draws numbers while it trains: a layer of torch's, or what says so by `stochastic`."""
-
-    def drawing(part: nn.Module) -> bool:
-        if getattr(part, "stochastic", False) or isinstance(part, ALWAYS):
-            return True
-        # Attention and recurrent layers have their dropout's probability as an attribute.
-        chance = part.p if isinstance(part, DROPOUTS) else getattr(part, "dropout", 0)
-        return isinstance(chance, (int, float)) and chance > 0
-
-    return any(map(drawing, module.modules()))
+    """Whether a module of this package draws numbers while it trains: by dropout, or as its `stochastic` says."""
+    return any(isinstance(part, nn.Dropout) or getattr(part, "stochastic", False) for part in module.modules())
 
 
 def seed_step(seed: int, iteration: int, rank: int = 0) -> None:

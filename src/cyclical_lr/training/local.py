@@ -63,7 +63,9 @@ def in_processes(jobs: Sequence[Job], at_once: int, command: Sequence[str], over
             if child.wait() not in (0, DIVERGED):
                 raise RuntimeError(f"exit code {child.returncode} after {last!r}")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     problems = {}
     pool = ThreadPoolExecutor(at_once)
     with Progress(jobs) as progress:

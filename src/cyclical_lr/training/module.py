@@ -57,11 +57,13 @@ class Classifier(pl.LightningModule):
     Args:
         members: runs that stand at the same iteration.
         train_set, test_set: modules that map what the loaders yield to (x, y), with `len`. A module in them or in a
-            network that draws random numbers while it trains, from torch's generator of its device, and is none of
-            PyTorch's dropouts, says so by an attribute `stochastic`; a test set of which the top-5 accuracy is wanted
-            too, by `top5`.
+            network that draws random numbers while it trains, from torch's generator of its device, and is no
+            nn.Dropout, says so by an attribute `stochastic`; a test set of which the top-5 accuracy is wanted too, by
+            `top5`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
         engine: "reference", or "fast" where `engine.unsuited` has nothing against it.
+        foreign: whether a class of theirs is not this package's. Such runs are taken to draw, since a call such as
+            `F.dropout` cannot be seen from outside.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Classifier(pl.LightningModule):
         test_set: nn.Module,
         lrs: np.ndarray[Any, Any],
         engine: str = "reference",
+        foreign: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -79,7 +82,7 @@ class Classifier(pl.LightningModule):
         self.train_set, self.test_set = train_set, test_set
         self.lrs: list[float] = lrs.tolist()
         self.top5 = bool(getattr(test_set, "top5", False))
-        self.draws = draws(self)
+        self.draws = foreign or draws(self)
         self.engine = engine
         self.layout = torch.channels_last
         self.iteration = members[0].iteration

@@ -48,8 +48,8 @@ class LRRangeTest(pl.Callback):
             the ramp's LR times its `lr_mult` (1 where there is none).
         iterations: of the ramp; the paper takes several epochs.
         eval_every: optimizer steps between validations; the first is before any update, the last at `max_lr`. Where
-            the Trainer accumulates batches and an epoch ends in between, a step has fewer of them and some intervals
-            a step more.
+            the Trainer accumulates batches, the last step of an epoch may have fewer of them, and an interval has a
+            step more for each such epoch.
         monitor: name under which the module logs its accuracy in validation.
         scale: what turns the logged value into percent: 100 for a fraction, 1 for percent.
         base_rule, max_rule, thresholds: as in `cyclical_lr.range_test.find_bounds`.

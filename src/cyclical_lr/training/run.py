@@ -23,11 +23,11 @@ from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Progress, restore_checkpoint
-from cyclical_lr.training.config import check, check_writable, describe, label, plain, seeds
+from cyclical_lr.training.config import check, check_parts, check_writable, describe, label, plain, seeds
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.sweep import lock_of
-from cyclical_lr.training.tracking import close_logger, open_logger
+from cyclical_lr.training.tracking import close_logger, log_rows, open_logger
 
 log = logging.getLogger(__name__)
 
@@ -181,11 +181,11 @@ def _train(
 ) -> list[Record]:
     """Train runs that differ in their seed only; those that stand at the same point are stepped together."""
     make_trainer(**plan["trainer"])  # a device that is not there is found out before the data are unpacked
+    check_parts(plan)
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
     ddp.check_shares(data.batch_size, len(data.test))
-    _check_fits(plan["model"], data)
     members: list[Member] = []
     for config in configs:
         member = new_member(plan, config, name)
@@ -214,22 +214,6 @@ def _say_where(member: Member, folder: Path, every: int, iterations: int) -> Non
     evaluated = {row.iteration for row in member.curve} - {member.iteration}
     if evaluated != set(range(0, member.iteration, every)):
         log.info("  it was evaluated at other iterations so far than eval_every=%d gives: %s", every, sorted(evaluated))
-
-
-def _check_fits(model: Mapping[str, Any], data: Any) -> None:
-    """Refuse a network of this study that does not take the set's images before anything is trained."""
-    if records.is_foreign(model) or not hasattr(data, "image_shape"):
-        return
-    with torch.device("meta"), torch.no_grad():  # shapes alone: nothing is computed, nor compiled
-        network, x = build(model).eval(), torch.empty(1, *data.image_shape)
-        try:
-            network(x)
-        except (ValueError, RuntimeError) as error:
-            shape = " x ".join(map(str, data.image_shape))
-            raise ConfigError(
-                f"model: expected a network that takes the images of data.name={data.name}, {shape}, got "
-                f"{type(network).__name__} ({str(error).splitlines()[0]}); take another model= or data="
-            ) from error
 
 
 def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Member:
@@ -288,8 +272,9 @@ def _train_together(
             logger = open_logger(folders[member.run_id], member.run_id, member.label, config, **plan["logger"])
             if logger is not None:
                 loggers[member.run_id] = logger
+                log_rows(logger, member.run_id, member.curve)  # W&B has what is logged last under an id, from row 0 on
 
-    module = Classifier(members, data.train, data.test, lrs, engine)
+    module = Classifier(members, data.train, data.test, lrs, engine, foreign)
     shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
     saved = True
@@ -331,7 +316,7 @@ def _train_together(
         except OSError as full:
             obstacle = full
         if member.run_id in loggers:
-            close_logger(loggers[member.run_id], record.status)
+            close_logger(loggers[member.run_id], record.status, record.message)
         out.append(record)
     if obstacle is not None:
         kept = f"Nothing that was trained is lost: the checkpoints in {plan['runs_dir']} stay"
@@ -343,6 +328,8 @@ def _train_together(
             "writable, or give another results_dir=...; the same command then writes what is missing",
         ) from (error or obstacle)
     if error is not None:
+        paths = ", ".join(str(records.record_path(results, record.run_id)) for record in out)
+        error.add_note(f"{title} failed, says {paths}; the same command goes on from the last checkpoint, if any")
         raise error
     return out
 

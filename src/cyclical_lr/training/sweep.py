@@ -66,7 +66,8 @@ def plan_job(cfg: DictConfig, conf: Path, overrides: Sequence[str]) -> Job:
             "cluster.gpus=1, or what your site has for it, such as +cluster.sbatch.gres=gpu:a100:1"
         )
     configs = [config.describe(plan, seed) for seed in config.seeds(plan["seed"])]
-    records.learning_rates(configs[0])  # a schedule that cannot be built is refused now, not in a queue
+    records.learning_rates(configs[0])  # what cannot be built is refused now, not in a queue
+    config.check_parts(plan)
     where = Path(plan["results_dir"]), Path(plan["runs_dir"])
     return Job(list(overrides), config.label(plan, conf), configs, *where)
 
@@ -88,8 +89,8 @@ def report(jobs: Sequence[Job], problems: Mapping[str, str]) -> bool:
         problems: by a job's title or overrides, why it ended without a record, or could not start.
     """
     rows = [(f"{job.label} seed {one['seed']}", *_status(job, one, problems)) for job in jobs for one in job.configs]
-    unplanned = problems.keys() - {job.title for job in jobs}
-    rows += [(title, "refused", problems[title]) for title in problems if title in unplanned]
+    planned = {job.title for job in jobs}
+    rows += [(title, "refused", why) for title, why in problems.items() if title not in planned]
     width = max((len(title) for title, _, _ in rows), default=0)
     log.info("%d of %d runs are done", sum(status == "done" for _, status, _ in rows), len(rows))
     for title, status, detail in rows:

@@ -34,16 +34,10 @@ def open_logger(
     """A Lightning logger for one run, or None for `kind="none"`, which imports nothing of wandb.
 
     A run that cannot be opened online (no key, no network) is opened offline, with a warning; one that cannot be opened
-    at all is not logged. Nothing prompts. `folder` holds wandb's files.
-
-    Raises:
-        ConfigError: unknown `kind` or `mode`.
+    at all is not logged. Nothing prompts. `folder` holds wandb's files, `check` accepts `kind` and `mode`.
     """
-    if kind == "none":
+    if kind == "none" or mode == "disabled":
         return None
-    if kind != "wandb":
-        raise ConfigError(f"logger.kind: expected 'wandb' or 'none', got {kind!r}; use logger=wandb or logger=none")
-    _check_mode(mode)
     try:
         import wandb
     except Exception as error:  # damaged, or at odds with another package: a view must not end a run
@@ -69,10 +63,19 @@ def log_row(logger: Any, row: CurveRow) -> None:
     logger.log_metrics(finite, step=row.iteration)
 
 
-def close_logger(logger: Any, status: str) -> None:
+def log_rows(logger: Any, run_id: str, rows: Sequence[CurveRow]) -> None:
+    """Log evaluations of a run that is under way: a view, which must not end it."""
+    for row in rows:
+        try:
+            log_row(logger, row)
+        except Exception as error:
+            log.warning("W&B did not take iteration %d of %s: %s", row.iteration, run_id, error)
+
+
+def close_logger(logger: Any, status: str, message: str = "") -> None:
     """Finish the run in W&B, whatever state it is in."""
     try:
-        _finish(logger, status)
+        _finish(logger, status, message)
     except Exception as error:  # the local files are complete by now
         log.warning(
             "W&B did not finish cleanly (%s: %s): scripts/wandb_replay.py logs the run anew",
@@ -97,7 +100,9 @@ def replay(folder: Path, record: Record, curve: Sequence[CurveRow], project: str
         ConfigError: unknown `mode`; there is no key, or no way to W&B.
         Exception: as wandb gives it, where it breaks off; nothing local is lost.
     """
-    _check_mode(mode)
+    check("wandb", mode)
+    if mode == "disabled":
+        raise ConfigError("logger.mode: expected 'offline' or 'online' here, got 'disabled'")
     import wandb
 
     os.environ.pop("WANDB_RESUME", None)  # it would add the rows to those that are there
@@ -119,14 +124,22 @@ def replay(folder: Path, record: Record, curve: Sequence[CurveRow], project: str
     logger = _open(folder, record.run_id, record.label, record.config, project, entity, mode, **here)
     for row in curve:
         log_row(logger, row)
-    _finish(logger, record.status)
+    _finish(logger, record.status, record.message)
     run = logger.experiment
     return str(run.url if mode == "online" else Path(run.dir).parent)
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in ("offline", "online"):
-        raise ConfigError(f"logger.mode: expected 'offline' or 'online', got {mode!r}")
+def check(kind: Any, mode: Any) -> None:
+    """Refuse a kind or mode that there is not.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if kind not in ("wandb", "none"):
+        raise ConfigError(f"logger.kind: expected 'wandb' or 'none', got {kind!r}; use logger=wandb or logger=none")
+    if mode not in ("offline", "online", "disabled"):
+        given = "; WANDB_MODE gives it where logger.mode= does not" if mode == os.environ.get("WANDB_MODE") else ""
+        raise ConfigError(f"logger.mode: expected 'offline', 'online' or 'disabled', got {mode!r}{given}")
 
 
 def _obstacle(wandb: Any) -> str:
@@ -165,11 +178,12 @@ def _open(
     run = wandb.init(
         id=run_id,
         name=f"{label[: NAME - len(seed)]}{seed}",
+        group=os.environ.get("WANDB_RUN_GROUP") or label[:NAME],  # the seeds of a label
         project=project,
         entity=entity,
         dir=folder,
         mode=mode,
-        config=config,
+        config={**config, "experiment": label.partition("[")[0], "label": label},
         reinit="create_new",
         settings=wandb.Settings(
             init_timeout=INIT_TIMEOUT,
@@ -182,9 +196,11 @@ def _open(
             **settings,
         ),
     )
+    run.define_metric("iteration")
+    run.define_metric("*", step_metric="iteration")  # every chart's axis, which is else the number of the evaluation
     return WandbLogger(experiment=run)
 
 
-def _finish(logger: Any, status: str) -> None:
-    logger.experiment.summary.update({"status": status})
+def _finish(logger: Any, status: str, message: str) -> None:
+    logger.experiment.summary.update({"status": status} | ({"message": message} if message else {}))
     logger.experiment.finish(exit_code=int(status == "failed"))
