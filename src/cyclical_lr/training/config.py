@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
+import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -185,6 +187,12 @@ def check_parts(plan: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the key, or the network and the set.
     """
+    _check_parts(json.dumps({key: plan[key] for key in ("data", "model", "solver")}, default=str))
+
+
+@cache  # a study has them once per seed
+def _check_parts(parts: str) -> None:
+    plan = json.loads(parts)
     data = build(plan["data"])
     if is_foreign(plan["model"]):
         return
