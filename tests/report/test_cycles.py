@@ -47,6 +47,7 @@ ROWS = {0: 10.0, 20_000: 78.0, 24_000: 80.0, 25_000: 75.0, 28_000: 81.0}
         ("cifar10_exp_range", 25_000, "mid-cycle (80.00 at 24,000 and 81.00 at 28,000, where cycles end)"),
         ("cifar10_tri_no_drops", 25_000, "mid-cycle (80.00 at 24,000, where cycles end)"),
         ("cifar10_exp_range", 42_000, "mid-cycle"),  # neither end was evaluated
+        ("cifar10_exp_range", 1_000, "mid-cycle"),  # in the first half of the first cycle
         ("cifar10_exp_range", 24_000, ""),
         ("cifar10_tri_no_drops", 24_160, ""),  # an LR 1.4 times that of a cycle's end
         ("cifar10_tri_no_drops", 24_240, "mid-cycle (80.00 at 24,000, where cycles end)"),  # 1.6 times

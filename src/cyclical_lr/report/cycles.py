@@ -97,7 +97,7 @@ def mid_cycle(results: Results, label: str, iteration: int) -> str:
     schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
     if schedule is None or drops(schedule, iteration):
         return ""
-    ends = cycle_ends(schedule, 3 * iteration)
+    ends = cycle_ends(schedule, max(3 * iteration, runs[0].iterations))
     if not ends or iteration in ends:
         return ""
     around = [*(t for t in ends if t < iteration)][-1:] + [*(t for t in ends if t > iteration)][:1]
