@@ -235,6 +235,13 @@ def test_an_accuracy_that_is_nan_after_a_step_is_divergence(every):
     assert steps == next(t for t in points if t > 7)
 
 
+@pytest.mark.parametrize("accuracy", [None, "high", torch.ones(2)])
+def test_an_evaluation_that_returns_no_number_is_refused_by_name(accuracy):
+    net, batches = nn.Linear(6, 2), [(torch.zeros(2, 6), torch.tensor([0, 1]))]
+    with pytest.raises(ValueError, match=r"^evaluate: expected it to return a number of percent, got "):
+        lr_range_test(net, caffe_sgd(net), F.cross_entropy, batches, lambda _: accuracy, **RAMP)
+
+
 def test_a_loss_that_looks_at_the_model_is_of_the_copy_or_refused():
     net, x, y = nn.Linear(6, 2), torch.randn(8, 6), torch.arange(8) % 2
 

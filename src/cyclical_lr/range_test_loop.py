@@ -86,7 +86,11 @@ def lr_range_test(
             if t in points:
                 model.eval()
                 with torch.no_grad():
-                    accuracy = float(evaluate(model))
+                    found = evaluate(model)
+                try:
+                    accuracy = float(found)
+                except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several
+                    raise ValueError(f"evaluate: expected it to return a number of percent, got {found!r}") from None
                 if t > 0 and math.isnan(accuracy):  # diverged in the step before
                     break
                 accuracies[t] = percent(accuracy, "evaluate")

@@ -95,7 +95,7 @@ def mid_cycle(results: Results, label: str, iteration: int) -> str:
     """
     runs = results.by_label.get(label)
     schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
-    if schedule is None or drops(schedule, iteration):
+    if not runs or schedule is None or drops(schedule, iteration):
         return ""
     ends = cycle_ends(schedule, max(3 * iteration, runs[0].iterations))
     if not ends or iteration in ends:
