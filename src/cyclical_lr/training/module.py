@@ -62,8 +62,8 @@ class Classifier(pl.LightningModule):
             `top5`.
         lrs: float64 [iterations + 1], the schedule's value at every iteration and at the end.
         engine: "reference", or "fast" where `engine.unsuited` has nothing against it.
-        foreign: whether a class of theirs is not this package's. Such runs are taken to draw, since a call such as
-            `F.dropout` cannot be seen from outside.
+        may_draw: whether the networks or solvers are not this package's. Such runs are taken to draw, since a call
+            such as `F.dropout` cannot be seen from outside.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Classifier(pl.LightningModule):
         test_set: nn.Module,
         lrs: np.ndarray[Any, Any],
         engine: str = "reference",
-        foreign: bool = False,
+        may_draw: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -82,7 +82,7 @@ class Classifier(pl.LightningModule):
         self.train_set, self.test_set = train_set, test_set
         self.lrs: list[float] = lrs.tolist()
         self.top5 = bool(getattr(test_set, "top5", False))
-        self.draws = foreign or draws(self)
+        self.draws = may_draw or draws(self)
         self.engine = engine
         self.layout = torch.channels_last
         self.iteration = members[0].iteration

@@ -274,7 +274,8 @@ def _train_together(
                 loggers[member.run_id] = logger
                 log_rows(logger, member.run_id, member.curve)  # W&B has what is logged last under an id, from row 0 on
 
-    module = Classifier(members, data.train, data.test, lrs, engine, foreign)
+    may_draw = records.is_foreign([plan["model"], plan["solver"]])  # a set says it by `stochastic`
+    module = Classifier(members, data.train, data.test, lrs, engine, may_draw)
     shard = ddp.rank(), ddp.ranks()
     error: Exception | None = None
     saved = True
