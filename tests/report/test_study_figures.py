@@ -148,9 +148,19 @@ def test_every_claim_with_accuracies_has_a_row_and_no_text_leaves_the_plot(add_r
     for k, (label, iterations) in enumerate(at.items()):
         add_run(label, 0, {t: 70.0 + k % 7 + t / 100_000 for t in sorted(iterations)})
     figure = draw("verdicts")
-    rows = len(figure.axes[0].get_yticks()) - len({claim["family"] for claim in claims})
+    left, right = ([label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes)
+    assert abs(len(left) - len(right)) <= 2 and right[0].endswith(" (continued)")  # a family that is cut
+    rows = len(left) + len(right) - len({claim["family"] for claim in claims}) - 1
     assert rows == len(claims)
+    assert figure.get_figheight() < 10  # inches: it fits a page
     assert_no_text_leaves(figure)
+
+
+def test_no_column_of_the_forest_plot_ends_with_a_heading():
+    rows = [str(k) for k in range(forest.ROWS + 1)]  # headings alone
+    left, right = forest._columns(rows)
+    assert (left, right) == (rows[:30], rows[30:])
+    assert forest._columns(rows[1:]) == [rows[1:]]
 
 
 # ---- Training time ---------------------------------------------------------------------------------------------------

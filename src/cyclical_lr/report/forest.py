@@ -23,6 +23,8 @@ VERDICT_COLOURS = {REPRODUCED: BLUE, NOT_REPRODUCED: VERMILLION, CONTRADICTED: V
 FILLED = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)
 MARKERS = {"number": "o", "equal": "s", "greater": ">"}
 """By rule. Only these compare accuracies, so only they have a place on the axis."""
+ROWS = 60
+"""The most that one column of the plot has."""
 
 
 def can_show(verdict: Verdict) -> bool:
@@ -35,29 +37,39 @@ def forest_plot(paper: Paper, decided: Sequence[Verdict]) -> Figure:
     shown: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in filter(can_show, decided):
         shown[verdict.claim["family"]].append(verdict)
-    count = sum(map(len, shown.values()))
+    rows: list[str | Verdict] = []
+    for family, verdicts in shown.items():
+        rows += [_heading(family), *verdicts]
+    columns = _columns(rows)
     differences = [_difference(paper, verdict) for verdicts in shown.values() for verdict in verdicts]
     limit = min(6.0, max(1.5, 1.2 * max(map(abs, differences))))
-    figure, axes = plt.subplots(figsize=(COLUMN, 0.9 + 0.125 * (count + len(shown))), layout="constrained")
-    ticks: list[tuple[float, str]] = []
-    headings, y = [], 0
-    for family, verdicts in shown.items():
-        headings.append(y)
-        ticks.append((y, _heading(family)))
-        prefix = family.partition("_")[0].removesuffix("s")  # an id begins with its family
-        for verdict in verdicts:
-            y += 1
-            ticks.append((y, verdict.id.removeprefix(f"{prefix}_").replace("_", " ")))
-            _row(axes, y, paper, verdict, limit)
-        y += 1
-    axes.set_xlim(-limit, limit)
-    named_rows(axes, ticks, headings, 6)
-    axes.axvline(0, color="black", lw=0.6, zorder=1)
-    axes.grid(False)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("difference in points (n)")
-    _legend(figure, len(decided) - count)
+    size = COLUMN * len(columns), 1.5 + 0.105 * max(map(len, columns))
+    figure, grid = plt.subplots(1, len(columns), figsize=size, layout="constrained", squeeze=False)
+    for axes, column in zip(grid[0], columns, strict=True):
+        for y, row in enumerate(column):
+            if not isinstance(row, str):
+                _row(axes, y, paper, row, limit)
+        axes.set_xlim(-limit, limit)
+        headings = [y for y, row in enumerate(column) if isinstance(row, str)]
+        named_rows(axes, [(y, _name(row)) for y, row in enumerate(column)], headings, 6)
+        axes.axvline(0, color="black", lw=0.6, zorder=1)
+        axes.grid(False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("difference in points (n)")
+    _legend(figure, len(decided) - len(differences), 2 * len(columns))
     return figure
+
+
+def _columns(rows: list[str | Verdict]) -> list[list[str | Verdict]]:
+    """The rows, or two halves of them, so that they fit a page; a family that is cut has its heading in both."""
+    half = -(-len(rows) // 2)
+    if len(rows) <= ROWS:
+        return [rows]
+    if isinstance(rows[half - 1], str):
+        half -= 1
+    heading = [row for row in rows[:half] if isinstance(row, str)][-1]
+    again = [] if isinstance(rows[half], str) else [f"{heading} (continued)"]
+    return [rows[:half], [*again, *rows[half:]]]
 
 
 def _heading(family: str) -> str:
@@ -65,6 +77,14 @@ def _heading(family: str) -> str:
     found = re.fullmatch(r"(figure|table)(\d+)_?(\w*)", family)
     name = f"{found[1]} {found[2]}{', ' * bool(found[3])}{found[3]}" if found else family
     return name.capitalize()
+
+
+def _name(row: str | Verdict) -> str:
+    """A heading itself; of a verdict its id without the family, with which it begins."""
+    if isinstance(row, str):
+        return row
+    prefix = row.claim["family"].partition("_")[0].removesuffix("s")
+    return row.id.removeprefix(f"{prefix}_").replace("_", " ")
 
 
 def _difference(paper: Paper, verdict: Verdict) -> float:
@@ -95,7 +115,7 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
     axes.annotate(remark, (1.04, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
 
 
-def _legend(figure: Figure, others: int) -> None:
+def _legend(figure: Figure, others: int, columns: int) -> None:
     colours = {"reproduced": BLUE, "inconclusive": ORANGE, "not reproduced, or the opposite": VERMILLION}
     handles: list[Any] = [
         Line2D([], [], color=colour, marker="o", ms=3.5, mfc="white" if colour == ORANGE else colour, label=name)
@@ -110,7 +130,6 @@ def _legend(figure: Figure, others: int) -> None:
     handles += [Patch(color="0.9", label="the rule's margin")]
     title = f"{others} more claims are not run, or measure something else: results/claims.md"
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, handlelength=1.6, fontsize=6,
+        handles=handles, loc="outside lower center", ncols=columns, handlelength=1.6, fontsize=6,
         title=title, title_fontsize=6,
     )  # fmt: skip
-    figure.set_figheight(figure.get_figheight() + 0.7)
