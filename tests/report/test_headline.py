@@ -41,8 +41,15 @@ def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add
         add_run(f"cifar10_{label}", 0, curve(last))
     add_run("cifar10_fixed", 0, {0: 10.0, 70_000: 82.0})
     said = headline.short(headline.make_report(paper, collect(tmp_path)))
-    assert "CLR is 1.00 points above the fixed policy with the same budget" in said
-    assert "0.50 points below it at CLR's mean LR, and 2.00 points below the fixed policy after" in said
+    assert said == (
+        "In short: after 25,000 iterations CLR is 1.00 points above the fixed policy with the same budget and drops "
+        "(n = 1), 0.50 points below it at CLR's mean LR (n = 1), and 2.00 points below the fixed policy after its "
+        "70,000 iterations (n = 1)."
+    )
+    for seed in range(1, 10):
+        for label, last in (("tri2", 80.0), ("fixed_25k", 79.0)):
+            add_run(f"cifar10_{label}", seed, curve(last))
+    assert "budget and drops, 0.50" in headline.short(headline.make_report(paper, collect(tmp_path)))
 
 
 def test_the_rules_are_told_by_their_own_numbers(paper):
@@ -70,7 +77,8 @@ def test_a_target_that_others_reach_and_clr_does_not_is_told_too(paper, tmp_path
     add_run("cifar10_tri2", 0, curve(80.6))
     add_run("cifar10_fixed", 0, {**curve(76.0), 62_000: 82.0, 70_000: 82.0})
     assert found(paper, collect(tmp_path))[-1].endswith(
-        " To 81 %: `cifar10_tri2` never (0 of 1 runs), `cifar10_fixed` 62,000 (1 of 1 runs)."
+        " To 81 %: `cifar10_tri2` never (0 of 1 runs), `cifar10_fixed` 62,000 (1 of 1 runs; x0 (not reached by the "
+        "median of A))."
     )
 
 
@@ -162,7 +170,8 @@ def test_what_is_read_in_mid_cycle_stands_beside_the_cycles_ends(paper, tmp_path
     (sentence,) = [each for each in found(paper, collect(tmp_path)) if "exp_range" in each]
     assert sentence == (
         "**exp_range**: at the stepsize chosen here 42,000, where the paper reads it, is mid-cycle (81.40 at 40,000 "
-        "and 81.50 at 44,000, where cycles end); above the fixed policy at 70,000: contradicted (preliminary)."
+        "and 81.50 at 44,000, where cycles end); above the fixed policy at 70,000: contradicted (preliminary); where "
+        "cycles end, uncorrected: contradicted at 40,000, contradicted at 44,000."
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import cards
 import pytest
 import yaml
 
@@ -49,7 +50,23 @@ def test_a_share_is_taken_seed_by_seed(paper):
 
 def test_a_seed_that_learns_nothing_has_no_share(paper):
     found, (ratio,) = verdicts.share(paper, at(10.0, 73.0, 73.0, 73.0), at(10.0, 80.0, 80.0, 80.0))
-    assert found.verdict == "reproduced" and ratio.value == pytest.approx(0.9)
+    assert (found.text, found.n) == ("inconclusive (preliminary)", 3) and ratio.value == pytest.approx(0.9)
+    assert verdicts.share(paper, at(72.0, 72.0, 72.0, 72.0), at(10.0, 80.0, 80.0, 80.0))[0].verdict == "not reproduced"
+
+
+def test_a_share_counts_the_seeds_that_both_have(paper):
+    found, _ = verdicts.share(paper, at(*[76.0] * 5), at(*[80.0] * 5, seeds=range(2, 7)))
+    assert (found.text, found.n) == ("reproduced (preliminary)", 3)
+
+
+def test_beside_a_share_stands_what_earlier_cycles_had(paper, tmp_path, add_run):
+    config = {"schedule": cards.plan("cifar10_tri_no_drops")["schedule"]}
+    for seed in range(3):
+        values = {4_000: 73.0, 8_000: 75.0, 12_000: 76.6, 24_000: 80.0}
+        add_run("cifar10_tri_no_drops", seed, {0: 10.0, **values}, config=config)
+    (found,) = [each for each in verdicts.decide(paper, collect(tmp_path)) if each.id == "text_three_cycles"]
+    assert [each.name for each in found.ratios] == ["share of the rise", "at 4,000", "at 8,000"]
+    assert [each.value for each in found.ratios] == pytest.approx([66.6 / 70, 63 / 70, 65 / 70])
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -67,7 +84,8 @@ def test_the_papers_own_figure_3_shows_the_bounds_that_the_paper_chose(paper):
     figure = yaml.safe_load((CONF / "paper" / "figure3.yaml").read_text())
     points = figure["curves"][0]["points"]
     curve = Curve(tuple(point["lr"] for point in points), tuple(point["accuracy"] for point in points))
-    found, ceilings = verdicts.bounds(paper, [curve] * 10, paper.bounds["bounds_cifar10"])
+    found, ceilings, fitting = verdicts.bounds(paper, [curve] * 10, paper.bounds["bounds_cifar10"])
+    assert fitting[1] == pytest.approx((0.003, 0.015))
     assert (found.text, found.n) == ("reproduced", 10)
     assert [each.max_lr for each in ceilings.values()] == pytest.approx([0.004, 0.008, 0.014])
 
@@ -86,7 +104,7 @@ def test_the_papers_own_figure_3_shows_the_bounds_that_the_paper_chose(paper):
     ],
 )
 def test_bounds_are_reproduced_to_within_an_evaluation(paper, onset, top, verdict):
-    found, _ = verdicts.bounds(paper, [tent(onset, top)] * 10, PAPERS_CHOICE)
+    found, *_ = verdicts.bounds(paper, [tent(onset, top)] * 10, PAPERS_CHOICE)
     assert found.text == verdict
 
 
@@ -95,7 +113,7 @@ def test_an_evaluation_is_as_wide_as_the_widest(paper):
     fine = tent(0, 8)
     places = [*range(7), *range(8, 21, 2)]
     curve = Curve(tuple(fine.lr[i] for i in places), tuple(fine.accuracy[i] for i in places), 0)
-    found, bounds = verdicts.bounds(paper, [curve] * 10, PAPERS_CHOICE)
+    found, bounds, _ = verdicts.bounds(paper, [curve] * 10, PAPERS_CHOICE)
     assert (bounds["drop"].max_lr, found.text) == (pytest.approx(0.008), "reproduced")
 
 
@@ -227,13 +245,17 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     report = headline.Report(paper, results, verdicts.decide(paper, results), tables={})
     page = markup.claims_page(paper, results, report.verdicts)
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
-    assert "base_lr 0.001, max_lr 0.006 by drop; n = 3 | **reproduced (preliminary)**" in lines["figure3_bounds"]
+    assert (
+        "base_lr 0.001, max_lr 0.006 by drop; a base_lr of 0 to 0.002 and a max_lr of 0.005 to 0.007 would fit; n = "
+        "3 | **reproduced (preliminary)**"
+    ) in lines["figure3_bounds"]
     assert "share of the rise 0.943 [0.943, 0.943] (90%) | **reproduced (preliminary)**" in lines["text_three_cycles"]
     assert "adam on a cpu 1.0000 [0.9900, 1.0100]" in lines["table3_no_extra_computation"]
     *_, bounds, same, more = headline.found(report)
     assert bounds == (
         "**The LR range test** (`cifar10_range_test`, n = 3) points to a base_lr of 0.001 and a max_lr of 0.006 by "
-        "rule (none by plateau and raggedness; the paper: 0.001 and 0.006): reproduced (preliminary)."
+        "rule (none by plateau and raggedness; the paper: 0.001 and 0.006): reproduced (preliminary); a max_lr of "
+        "0.005 to 0.007 would fit."
     )
     ratios = "Reproduced: ratios of CPU time {0} to {0} on cifar10_full; by method and machine: {1} reproduced."
     assert same.startswith("**Cost**: “CLR needs") and same.endswith(ratios.format("1.000", 6))

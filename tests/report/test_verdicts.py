@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cards
 import pytest
 import yaml
 
@@ -46,7 +47,9 @@ def test_a_small_spread_cannot_reject_a_number_within_the_floor(paper, value, ve
     found = verdicts.number(paper, cell(*[81.0] * 10), value, 1)
     assert (found.verdict, found.preliminary, found.n) == (verdict, False, 10)
     assert found.prediction == (80.5, 81.5)
-    assert found.difference == pytest.approx(value - 81) and found.interval == pytest.approx((value - 81, value - 81))
+    assert found.difference == pytest.approx(value - 81) and found.interval == pytest.approx(
+        (value - 81.5, value - 80.5)
+    )
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(82.0, "reproduced"), (82.01, "not reproduced")])
@@ -439,3 +442,42 @@ def test_parameters_come_from_the_yaml(paper):
     assert verdicts.number(other, a, 85.0, 1).text == "reproduced"
     assert verdicts.equal(other, cell(82.0, 82.02), cell(81.0, 81.02)).text == "reproduced"
     assert verdicts.greater(other, a, b).text == "reproduced" and verdicts.greater(other, a, b).confidence == 0
+
+
+# ---- Where cycles end ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_ends(paper, tmp_path, add_run):
+    """By claim, what its rule says where cycles end: by the iterations, joined."""
+
+    def ask(claim, runs):
+        for experiment, values in runs.items():
+            for seed in range(3):
+                rows = {0: 10.0, **{t: value + seed / 20 for t, value in values.items()}}
+                add_run(experiment, seed, rows, config={"schedule": cards.plan(experiment)["schedule"]})
+        (verdict,) = [each for each in verdicts.decide(paper, collect(tmp_path)) if each.id == claim]
+        return {"+".join(str(cell.iteration) for cell in cells): finding.verdict for cells, finding in verdict.at_ends}
+
+    return ask
+
+
+EXP_RANGE = {40_000: 82.2, 42_000: 79.0, 44_000: 80.0, 68_000: 82.2, 70_000: 79.0}
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ("table1_exp_range", {"40000": "reproduced", "44000": "not reproduced"}),
+        ("table1_exp_range_beats_fixed", {"40000+70000": "reproduced", "44000+70000": "contradicted"}),
+        ("text_exp_range_no_gain", {"68000+40000": "reproduced"}),  # 72,000 was not run
+    ],
+)
+def test_a_claim_read_in_mid_cycle_is_asked_where_cycles_end_too(at_ends, claim, said):
+    assert at_ends(claim, {"cifar10_exp_range": EXP_RANGE, "cifar10_fixed": {70_000: 81.5}}) == said
+
+
+def test_a_claim_that_is_about_the_middle_of_a_cycle_is_not(at_ends):
+    runs = {"cifar10_tri_no_drops": {24_000: 78.0, 25_000: 76.0}}
+    assert at_ends("text_stop_at_cycle_end", runs) == {}
+    assert at_ends("control_section31_24k", runs) == {}

@@ -29,8 +29,8 @@ def budget_table(paper: Paper, results: Results) -> pd.DataFrame:
     """A section per budget that more than one label had, its labels from the best mean down; columns as `BUDGET`.
 
     Labels that the paper's tables or claims read at the end of a budget and that go on after it stand there too. The
-    reference is the budget's CLR run as the paper has it; a budget without one has no differences. Intervals are
-    Welch's, at the confidence of the rule `number`, and not corrected for the number of rows.
+    reference is the budget's run of the paper's CLR, the one least overridden; a budget without one has no differences.
+    Intervals are Welch's, at the confidence of the rule `number`, and not corrected for the number of rows.
     """
     confidence = paper.rule("number")["confidence"]
     clr = {row["experiment"] for row in paper.rows.values() if row.get("policy") in CLR and "experiment" in row}

@@ -10,7 +10,7 @@ from cyclical_lr import schedules
 from cyclical_lr.policy import Schedule
 from cyclical_lr.records import PACKAGE, ConfigError, Record, build, locate
 from cyclical_lr.report import statistics
-from cyclical_lr.report.collect import Results, read_cell
+from cyclical_lr.report.collect import Cell, Results, read_cell
 
 
 def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
@@ -88,20 +88,33 @@ def _is_ours(node: Any) -> bool:
     return not (isinstance(node, str) and "${" in node)
 
 
-def mid_cycle(results: Results, label: str, iteration: int) -> str:
-    """What a label's runs have at the cycles' ends around an iteration; empty if it is as good as one.
+def ends_around(results: Results, label: str, iteration: int) -> list[int]:
+    """The cycles' ends before and after an iteration of a label's runs; none if it is as good as one.
 
     That is where the LR dropped earlier, and is low all over the cycle, or is less than half above a cycle's end.
     """
     runs = results.by_label.get(label)
     schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
     if not runs or schedule is None or drops(schedule, iteration):
-        return ""
+        return []
     ends = cycle_ends(schedule, max(3 * iteration, runs[0].iterations))
     if not ends or iteration in ends:
-        return ""
+        return []
     around = [*(t for t in ends if t < iteration)][-1:] + [*(t for t in ends if t > iteration)][:1]
-    if schedule(iteration) < 1.5 * min(map(schedule, around)):
+    return [] if schedule(iteration) < 1.5 * min(map(schedule, around)) else around
+
+
+def ends_before(results: Results, cell: Cell) -> list[int]:
+    """Where the cycles before a cell's iteration end."""
+    runs = results.by_label.get(cell.label)
+    schedule = schedule_in(runs[0]) if runs else None
+    return [t for t in cycle_ends(schedule, cell.iteration) if t < cell.iteration] if schedule else []
+
+
+def mid_cycle(results: Results, label: str, iteration: int) -> str:
+    """What a label's runs have at the cycles' ends around an iteration; empty if it is as good as one."""
+    around = ends_around(results, label, iteration)
+    if not around:
         return ""
     cells = [cell for cell in (read_cell(results, label, t) for t in around) if cell.n]
     there = " and ".join(f"{statistics.mean(cell.values):.2f} at {cell.iteration:,}" for cell in cells)

@@ -98,11 +98,14 @@ def short(report: Report) -> str:
     leads = []
     for claim in claims:
         clr, fixed = (statistics.mean(cell.values) for cell in by_id[claim].cells)
-        leads.append(f"{wording.number(abs(clr - fixed))} points {'above' if clr >= fixed else 'below'}")
-    budget, matched, whole = leads
+        n = min(cell.n for cell in by_id[claim].cells)
+        few = f" (n = {n})" if n < report.paper.verdicts["seeds"]["preliminary_below"] else ""
+        leads.append((f"{wording.number(abs(clr - fixed))} points {'above' if clr >= fixed else 'below'}", few))
+    (budget, few), (matched, few_matched), (whole, few_whole) = leads
     return (
-        f"In short: after 25,000 iterations CLR is {budget} the fixed policy with the same budget and drops, "
-        f"{matched} it at CLR's mean LR, and {whole} the fixed policy after its 70,000 iterations."
+        f"In short: after 25,000 iterations CLR is {budget} the fixed policy with the same budget and drops{few}, "
+        f"{matched} it at CLR's mean LR{few_matched}, and {whole} the fixed policy after its 70,000 "
+        f"iterations{few_whole}."
     )
 
 
@@ -115,7 +118,7 @@ def found(report: Report) -> list[str]:
     sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
     sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
     sentences.append(_mistakes(results))
-    sentences += [_cost(verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
+    sentences += [_cost(paper, verdict) for verdict in report.verdicts if verdict.claim["rule"] == "cost"]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -231,7 +234,7 @@ def _exp_range(report: Report, by_id: Mapping[str, Verdict]) -> str:
     if where := mid_cycle(report.results, cell.label, cell.iteration):
         said.append(f"at the stepsize chosen here {cell.iteration:,}, where the paper reads it, is {where}")
     if _all_run(above):
-        said.append(f"above the fixed policy at 70,000: {above.finding.text}")
+        said.append(f"above the fixed policy at 70,000: {above.finding.text}{markup.at_cycle_ends(above)}")
     return f"**exp_range**: {'; '.join(said)}." if said else ""
 
 
@@ -243,10 +246,11 @@ def _bounds(paper: Paper, verdict: Verdict, what: str) -> str:
     span = " to ".join(dict.fromkeys(f"{lr:.6g}" for lr in ceilings[:1] + ceilings[-1:])) or "none"
     silent = [name for name, bounds in verdict.ceilings.items() if bounds.max_lr is None]
     none = f"none by {' and '.join(silent)}; " if silent and ceilings else ""
+    fitting = "".join(f"; a max_lr of {each.low:.6g} to {each.high:.6g} would fit" for each in verdict.fitting[1:])
     return (
         f"{what} (`{verdict.cells[0].label}`, n = {verdict.finding.n}) points to a base_lr of "
         f"{'none' if base_lr is None else f'{base_lr:.6g}'} and a max_lr of {span} by rule "
-        f"({none}the paper: {said['base_lr']:g} and {said['max_lr']:g}): {verdict.finding.text}."
+        f"({none}the paper: {said['base_lr']:g} and {said['max_lr']:g}): {verdict.finding.text}{fitting}."
     )
 
 
@@ -266,7 +270,7 @@ def _all_run(verdict: Verdict) -> bool:
     return all(cell.n for cell in verdict.cells)
 
 
-def _cost(verdict: Verdict) -> str:
+def _cost(paper: Paper, verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
     text = f"**Cost**: “{verdict.claim['text']}” {verdict.finding.text.capitalize()}"
     if not verdict.ratios:
@@ -274,6 +278,9 @@ def _cost(verdict: Verdict) -> str:
     measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
     tally = ", ".join(f"{count} {name}" for name, count in sorted(each.items()))
     ratios = f"ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full"
+    none = paper.rule("cost")["limits"]["clr_over_fixed"]
+    if verdict.claim["ratio"] != "clr_over_fixed" and all(none[0] <= each <= none[1] for each in measured):
+        ratios += f", within the {100 * (none[1] - 1):g} % that count as none above"
     return f"{text}: {ratios}; by method and machine: {tally}."
 
 
@@ -290,9 +297,9 @@ def _times(times: Sequence[TimeToTarget]) -> str:
 
 
 def _medians(times: Sequence[TimeToTarget], target: float) -> str:
-    return ", ".join(
-        f"`{time.label}` {'no median' if time.reached and math.isinf(time.median) else wording.time(time.median)} "
-        f"({time.reached} of {len(time.times)} runs)"
-        for time in times
-        if time.target == target
-    )
+    said = []
+    for time in (time for time in times if time.target == target):
+        speed_up = f"; {wording.speed_up(time.speed_up, time.interval)}" if time.role == "B" else ""
+        reached = f"{time.reached} of {len(time.times)} runs{speed_up}"
+        said.append(f"`{time.label}` {wording.time(time.median, time.reached)} ({reached})")
+    return ", ".join(said)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from cyclical_lr.report import markup, statistics, tables, wording
 from cyclical_lr.report.collect import Results, read_cell
+from cyclical_lr.report.cycles import ends_around
 from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, Report, difference
 from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
@@ -40,6 +41,7 @@ def beside_clr(report: Report) -> pd.DataFrame:
         cell = said[0].cells[-1]
         mean, ends = statistics.mean(cell.values), statistics.mean_interval(cell.values, confidence)
         lead, shown = "", ""
+        middle = " (mid-cycle)" if ends_around(report.results, cell.label, cell.iteration) else ""
         if compared and all(each.n for each in compared[0].cells):
             lead = difference(paper, compared[0])
             shown = _in_words(compared, equal["margin"])
@@ -47,7 +49,7 @@ def beside_clr(report: Report) -> pd.DataFrame:
             {
                 "policy": policy,
                 "card": cell.label,
-                "iterations": f"{cell.iteration:,}",
+                "iterations": f"{cell.iteration:,}{middle}",
                 f"ours [{100 * confidence:g} %], %": wording.mean(mean, ends, cell.n) or NOT_RUN,
                 "n": ", ".join([str(cell.n), *cell.remarks]),
                 "the paper, % (what would fit)": _paper_number(paper, number) if number else "",

@@ -31,7 +31,7 @@ TITLES = {
     "table3": "Table 3: adaptive methods on CIFAR-10, test accuracy (%)",
     "table4": "Table 4: ResNet, Stochastic Depth and DenseNet, test accuracy (%)",
     "text": "Numbers that the paper gives in its text alone, test accuracy (%)",
-    "budget": "Under one budget: test accuracy at the end (%), best first, and the difference to the paper's CLR run",
+    "budget": "Under one budget: test accuracy at the end (%), best first, and the difference to the paper's CLR there",
     "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time)",
     "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row "
     "[nominal 95 % bootstrap interval; an undefined ratio counts as 0 for its lower end, as infinite for its upper]",
@@ -139,7 +139,7 @@ def _presented_times(frame: pd.DataFrame) -> pd.DataFrame:
         for row in group.to_dict("records"):
             text = NOT_RUN
             if row["runs"]:
-                text = f"{wording.time(row['median'])} ({row['reached']}/{row['runs']})"
+                text = f"{wording.time(row['median'], row['reached'])} ({row['reached']}/{row['runs']})"
                 if role in ("B", "beside") and not (unit == "train_seconds" and math.isnan(row["speed_up"])):
                     text += f"; {wording.speed_up(row['speed_up'], Interval(row['low'], row['high']))}"
             out[f"{row['target']:g} %"] = text
@@ -225,15 +225,18 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
         if found.prediction is not None:
             text += f", expected within {wording.interval(found.prediction)}"
             text += f"; paper - ours {wording.difference(found.difference, found.interval)}"
-        return text
+        return text + at_cycle_ends(verdict)
     if rule == "time_to_target":
         ratios = [time for time in verdict.times if time.role == "B" and time.unit == "iterations"]
         speed_ups = [f"{time.target:g} % {wording.speed_up(time.speed_up, time.interval)}" for time in ratios]
         runs = " and ".join(str(cell.n) for cell in verdict.cells)
         return "; ".join([f"speed-up in iterations: {', '.join(speed_ups)} (n = {runs})", *verdict.remarks])
     if rule == "bounds":
-        found_by = [_bounds_found(name, each) for name, each in verdict.ceilings.items()]
-        return "; ".join([*found_by, *verdict.remarks, f"n = {found.n}"])
+        said = [_bounds_found(name, each) for name, each in verdict.ceilings.items()]
+        if verdict.fitting:
+            base, ceiling = (f"{each.low:.6g} to {each.high:.6g}" for each in verdict.fitting)
+            said.append(f"a base_lr of {base} and a max_lr of {ceiling} would fit")
+        return "; ".join([*said, *verdict.remarks, f"n = {found.n}"])
     text = "; ".join(cells)
     if verdict.ratios:
         form = ("{:.4f}" if rule == "cost" else "{:.3f}").format
@@ -244,7 +247,16 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
         text += f"; p {wording.p(found.p)}, Holm {wording.p(found.p_adjusted)}"
     if found.p_opposite is not None:
         text += f"; opposite p {wording.p(found.p_opposite)}, Holm {wording.p(found.p_opposite_adjusted)}"
-    return text
+    return text + at_cycle_ends(verdict)
+
+
+def at_cycle_ends(verdict: Verdict) -> str:
+    """What the rule says of a claim read in mid-cycle where cycles end; empty where it isn't."""
+    said = []
+    for cells, finding in verdict.at_ends:
+        moved = [cell.iteration for cell, before in zip(cells, verdict.cells, strict=True) if cell != before]
+        said.append(f"{finding.verdict} at {' and '.join(f'{t:,}' for t in dict.fromkeys(moved))}")
+    return f"; where cycles end, uncorrected: {', '.join(said)}" if said else ""
 
 
 def _bounds_found(rule: str, bounds: Bounds) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from cyclical_lr import range_test
 from cyclical_lr.report import statistics
 from cyclical_lr.report.collect import Cell, Results, read_cell
+from cyclical_lr.report.cycles import ends_around, ends_before
 from cyclical_lr.report.paper import Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.times import TimeToTarget, measure_times
@@ -74,8 +75,12 @@ class Verdict:
     finding: Finding
     controls: tuple[Cell, ...] = ()
     times: tuple[TimeToTarget, ...] = ()
-    ratios: tuple[Ratio, ...] = ()  # `share`: one; `cost`: one per method and machine
+    ratios: tuple[
+        Ratio, ...
+    ] = ()  # `share`: its own, then at the ends of earlier cycles; `cost`: per method and machine
     ceilings: Mapping[str, range_test.Bounds] = field(default_factory=dict)  # `bounds`: by rule for max_lr
+    fitting: tuple[Interval, ...] = ()  # `bounds`: where base_lr and max_lr had to lie
+    at_ends: tuple[tuple[tuple[Cell, ...], Finding], ...] = ()  # of a claim read in mid-cycle: where cycles end, alone
 
     @property
     def id(self) -> str:
@@ -98,6 +103,8 @@ def decide(paper: Paper, results: Results) -> list[Verdict]:
     for claim in paper.claims:
         ours, rule = cells[claim["id"]], claim["rule"]
         measured: dict[str, Any] = {}
+        if rule in ("number", "equal", "greater"):
+            measured["at_ends"] = _at_cycle_ends(paper, results, claim, ours)
         if rule == "number":
             row = paper.rows[claim["row"]]
             finding = number(paper, ours[0], row["accuracy"], row["runs"])
@@ -106,10 +113,11 @@ def decide(paper: Paper, results: Results) -> list[Verdict]:
         elif rule == "greater":
             finding = greater(paper, ours[0], ours[1], adjusted[claim["id"]], opposite[claim["id"]])
         elif rule == "share":
-            finding, measured["ratios"] = share(paper, ours[0], ours[1])
+            earlier = [read_cell(results, ours[0].label, t) for t in ends_before(results, ours[0])]
+            finding, measured["ratios"] = share(paper, ours[0], ours[1], earlier)
         elif rule == "bounds":
             curves = range_tests(results, ours[0].label)
-            finding, measured["ceilings"] = bounds(paper, curves, paper.bounds[claim["row"]])
+            finding, measured["ceilings"], measured["fitting"] = bounds(paper, curves, paper.bounds[claim["row"]])
         elif rule == "cost":
             finding, measured["ratios"] = cost(paper, results.benchmarks, claim["ratio"])
         else:
@@ -121,6 +129,32 @@ def decide(paper: Paper, results: Results) -> list[Verdict]:
     return out
 
 
+def _at_cycle_ends(
+    paper: Paper, results: Results, claim: Mapping[str, Any], cells: tuple[Cell, ...]
+) -> tuple[tuple[tuple[Cell, ...], Finding], ...]:
+    """What the rule alone, uncorrected, says where cycles end before and after, of a claim read in mid-cycle.
+
+    Not of one that sets a run in mid-cycle against itself where a cycle ends.
+    """
+    around = [ends_around(results, cell.label, cell.iteration) for cell in cells]
+    if not any(around) or (len({cell.label for cell in cells}) < len(cells) and not all(around)):
+        return ()
+    out = []
+    for side in range(2):
+        moved = tuple(
+            read_cell(results, cell.label, ends[side]) if side < len(ends) else cell
+            for cell, ends in zip(cells, around, strict=True)
+        )
+        if moved == cells or min(cell.n for cell in moved) < paper.verdicts["seeds"]["none_below"]:
+            continue
+        if claim["rule"] == "number":
+            row = paper.rows[claim["row"]]
+            out.append((moved, number(paper, moved[0], row["accuracy"], row["runs"])))
+        else:
+            out.append((moved, (equal if claim["rule"] == "equal" else greater)(paper, moved[0], moved[1])))
+    return tuple(out)
+
+
 # The rules ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +164,6 @@ def number(paper: Paper, cell: Cell, value: float, runs: int) -> Finding:
     if none := _no_verdict(paper, cell):
         return none
     confidence = rule["confidence"]
-    plain = statistics.prediction_interval(cell.values, runs, confidence)
     prediction = statistics.prediction_interval(cell.values, runs, confidence, rule["floor"])
     if prediction.half_width > rule["inconclusive"] + statistics.ROUNDING:
         verdict = INCONCLUSIVE
@@ -141,7 +174,7 @@ def number(paper: Paper, cell: Cell, value: float, runs: int) -> Finding:
         verdict,
         (cell,),
         difference=value - statistics.mean(cell.values),
-        interval=Interval(value - plain.high, value - plain.low),
+        interval=Interval(value - prediction.high, value - prediction.low),
         confidence=confidence,
         prediction=prediction,
     )
@@ -202,19 +235,28 @@ def greater(
     )
 
 
-def share(paper: Paper, a: Cell, b: Cell) -> tuple[Finding, tuple[Ratio, ...]]:
-    """Has A most of what B has learnt? Seed by seed, A's rise above chance over B's."""
+def share(paper: Paper, a: Cell, b: Cell, earlier: Sequence[Cell] = ()) -> tuple[Finding, tuple[Ratio, ...]]:
+    """Has A most of what B has learnt? Seed by seed, A's rise above chance over B's; what A had earlier beside it."""
     rule = paper.rule("share")
     if none := _no_verdict(paper, a, b):
         return none, ()
     later = dict(zip(b.seeds, b.values, strict=True))
-    pairs = [(value, later[seed]) for seed, value in zip(a.seeds, a.values, strict=True) if seed in later]
-    shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
-    if len(shares) < paper.verdicts["seeds"]["none_below"]:
-        return _too_few(len(shares)), ()
-    interval = statistics.mean_interval(shares, rule["interval"])
-    verdict = _within(interval, rule["least"], math.inf)
-    return _finding(paper, verdict, (a, b)), (Ratio("share of the rise", statistics.mean(shares), interval, verdict),)
+    ratios, n = [], 0
+    for cell in (a, *earlier):
+        pairs = [(value, later[seed]) for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in later]
+        shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
+        if len(shares) < paper.verdicts["seeds"]["none_below"]:
+            if cell is a:
+                return _too_few(len(shares)), ()
+            continue
+        interval = statistics.mean_interval(shares, rule["interval"])
+        verdict = _within(interval, rule["least"], math.inf)
+        if len(shares) < len(pairs) and verdict == REPRODUCED:  # a seed that has learnt nothing has no share
+            verdict = INCONCLUSIVE
+        name = "share of the rise" if cell is a else f"at {cell.iteration:,}"
+        ratios.append(Ratio(name, statistics.mean(shares), interval, verdict))
+        n = len(shares) if cell is a else n
+    return _finding(paper, ratios[0].verdict, (a, b), n), tuple(ratios)
 
 
 def range_tests(results: Results, label: str) -> list[range_test.Curve]:
@@ -225,26 +267,24 @@ def range_tests(results: Results, label: str) -> list[range_test.Curve]:
 
 def bounds(
     paper: Paper, curves: Sequence[range_test.Curve], row: Mapping[str, Any]
-) -> tuple[Finding, dict[str, range_test.Bounds]]:
+) -> tuple[Finding, dict[str, range_test.Bounds], tuple[Interval, ...]]:
     """Do our range tests show the base_lr and the max_lr that the paper read off its own?"""
     rule, n = paper.rule("bounds"), len(curves)
     if not n:
-        return Finding(NOT_RUN, n), {}
+        return Finding(NOT_RUN, n), {}, ()
     if n < paper.verdicts["seeds"]["none_below"]:
-        return _too_few(n), {}
+        return _too_few(n), {}, ()
     found = {name: range_test.find_bounds(curves, rule["base_rule"], name) for name in rule["max_rules"]}
     base = next(iter(found.values())).base
     floors = [reading.lr for reading in base.readings if reading.lr is not None]
     ceilings = [each.max_lr for each in found.values() if each.max_lr is not None]
-    slack = max(b - a for curve in curves for a, b in pairwise(curve.lr)) + statistics.ROUNDING
-    fits = (
-        base.lr is not None
-        and bool(ceilings)
-        and min(floors) - slack <= row["base_lr"] <= max(floors) + slack
-        and min(ceilings) - slack <= row["max_lr"] <= max(ceilings) + slack
-    )
+    slack = max(b - a for curve in curves for a, b in pairwise(curve.lr))
+    fitting: tuple[Interval, ...] = ()
+    if base.lr is not None and ceilings:
+        fitting = tuple(Interval(max(0.0, min(each) - slack), max(each) + slack) for each in (floors, ceilings))
+    fits = bool(fitting) and fitting[0].holds(row["base_lr"]) and fitting[1].holds(row["max_lr"])
     preliminary = n < paper.verdicts["seeds"]["preliminary_below"]
-    return Finding(REPRODUCED if fits else NOT_REPRODUCED, n, preliminary), found
+    return Finding(REPRODUCED if fits else NOT_REPRODUCED, n, preliminary), found, fitting
 
 
 def cost(paper: Paper, benchmarks: Sequence[Mapping[str, Any]], ratio: str) -> tuple[Finding, tuple[Ratio, ...]]:
@@ -291,8 +331,8 @@ def _too_few(n: int) -> Finding:
     return Finding(f"no verdict (n = {n})", n)
 
 
-def _finding(paper: Paper, verdict: str, cells: Sequence[Cell], **numbers: Any) -> Finding:
-    n = min(cell.n for cell in cells)
+def _finding(paper: Paper, verdict: str, cells: Sequence[Cell], n: int | None = None, **numbers: Any) -> Finding:
+    n = min(cell.n for cell in cells) if n is None else n
     if verdict == REPRODUCED and any(cell.diverged for cell in cells):
         verdict = INCONCLUSIVE
     return Finding(verdict, n, preliminary=n < paper.verdicts["seeds"]["preliminary_below"], **numbers)

@@ -50,12 +50,12 @@ def speed_up(ratio: float, ends: Interval) -> str:
     if math.isnan(ratio):
         return "undefined"
     value = "infinite" if math.isinf(ratio) else f"x{ratio:.2f}" if ratio > 0 else "x0 (not reached by the median of A)"
-    return f"{value} {interval(ends)}" if math.isfinite(ends.low) else value
+    return value if math.isnan(ends.low) else f"{value} {interval(ends)}"
 
 
-def time(value: float) -> str:
-    """Iterations or seconds; infinity is never."""
-    return "never" if math.isinf(value) else f"{value:,.0f}"
+def time(median: float, reached: int) -> str:
+    """Iterations or seconds, the median over runs of which so many got there."""
+    return f"{median:,.0f}" if math.isfinite(median) else "no median" if reached else "never"
 
 
 def p(value: Any) -> str:
