@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed  ## train two schedules on the embedded sample, draw their curves
 	$(BIN)/python scripts/run.py -m +experiment=cifar10_fixed_25k,cifar10_tri2 data=cifar10_sample compress=50 \
-	  eval_every=20 logger=none results_dir=$(abspath $(DEMO))/results runs_dir=$(abspath $(DEMO))/runs
-	$(BIN)/python scripts/report.py results_dir=$(DEMO)/results figures_dir=$(DEMO) figures=[] title="'Demo: 2,000 images, schedules compressed 50 times'"
+	  eval_every=20 logger=none results_dir="'$(DEMO)/results'" runs_dir="'$(DEMO)/runs'"
+	$(BIN)/python scripts/report.py results_dir="'$(DEMO)/results'" figures_dir="'$(DEMO)'" figures=[] title="'Demo: 2,000 images, schedules compressed 50 times'"
 
 test: $(VENV)/installed check  ## what CI runs
 	$(BIN)/python -m pytest

@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
         sys.exit(command_line.refuse(str(error)))
     except OSError as error:
         where = error.filename or "results_dir or figures_dir"  # a full disk names no file
-        sys.exit(command_line.refuse(f"{where}: {error.strerror}; give another path"))
+        remedy = "give another path; the tables go into results_dir itself: of one that is read-only, give a copy"
+        sys.exit(command_line.refuse(f"{where}: {error.strerror}; {remedy}"))
     sys.exit(bool(problems))
 
 

@@ -105,7 +105,7 @@ def arms(file: Path) -> list[str]:
         ConfigError: it is no such file.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"study: {file} is no YAML file ({' '.join(str(error).split())})") from error
     listed = content.get("experiments") if isinstance(content, dict) and len(content) == 1 else None

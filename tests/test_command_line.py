@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf.errors import ConfigKeyError
 from small_runs import CONF, REPOSITORY
 
+from cyclical_lr import command_line
 from cyclical_lr.command_line import about, explained, guarded, overrides_first
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config
@@ -142,3 +144,21 @@ def test_output_that_nobody_reads_is_no_traceback(script):
     shown = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
     os.close(writes)
     assert (shown.returncode, shown.stderr) == (1, "")
+
+
+def test_a_script_refuses_the_package_of_another_checkout(tmp_path):
+    (tmp_path / "src" / "cyclical_lr").mkdir(parents=True)
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "run.py"
+    script.write_text((REPOSITORY / "scripts" / "run.py").read_text())
+    shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout == ""
+    package = Path(command_line.__file__).parent
+    assert shown.stderr.startswith(f"error: {script}: expected the package of its own checkout, Python found {package}")
+    assert f"pip install -e {tmp_path}" in shown.stderr
+
+
+def test_a_closed_output_is_no_failure():
+    command = f"{sys.executable} {REPOSITORY / 'scripts' / 'study.py'} --help >&-"
+    shown = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")

@@ -183,7 +183,7 @@ def test_the_network_trains_alike_with_and_without_them(monkeypatch, bf16):
     assert (ours - theirs).norm() < (0.05 if bf16 else 1e-4) * way
 
 
-@pytest.mark.parametrize("why", ["off", "no compiler", "a compiler that fails"])
+@pytest.mark.parametrize("why", ["off", "no compiler", "a compiler that fails", "a compiler of another tongue"])
 def test_without_them_the_layers_are_torchs(why, tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": ""}
     if why == "off":
@@ -192,6 +192,9 @@ def test_without_them_the_layers_are_torchs(why, tmp_path):
         environment["PATH"] = str(tmp_path)
     if why == "a compiler that fails":
         (tmp_path / "c++").write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
+        (tmp_path / "c++").chmod(0o755)
+    if why == "a compiler of another tongue":
+        (tmp_path / "c++").write_text("#!/bin/sh\nprintf '\\377\\376' >&2\nprintf '\\377'\n[ $# = 1 ]\n")
         (tmp_path / "c++").chmod(0o755)
     code = (
         "import logging, torch; logging.basicConfig(level=logging.INFO);"

@@ -1,6 +1,7 @@
 """ScheduleLR in a plain loop, in Lightning, across a checkpoint, and beside momentum and multipliers."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -95,6 +96,15 @@ def test_groups_that_lose_lrs_of_their_own_are_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ScheduleLR(optimizer(lr_mult=0.01), SCHEDULE)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, None, "x"])
+def test_what_is_no_lr_is_refused_with_its_iteration(rate):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = ScheduleLR(optimizer, lambda t: 0.1 if t < 1 else rate)
+    optimizer.step()
+    with pytest.raises(ValueError, match=rf"schedule: expected a finite LR of at least 0 at iteration 1, got {rate!r}"):
+        scheduler.step()
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.RMSprop])

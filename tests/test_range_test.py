@@ -226,6 +226,8 @@ def test_a_flat_curve_says_that_nothing_was_learnt():
     bounds = find_bounds([curve(lambda i: 10.0)])
     assert (bounds.base_lr, bounds.max_lr) == (None, None)
     assert "no onset: the accuracy stays below 15.0 %, 5 points above 10.0 %" in bounds.reason
+    assert "is it that of the model in training?" in bounds.reason
+    assert "of the model in training" not in find_bounds([curve(lambda i: 10.0 + i % 2)]).reason
 
 
 def test_a_flat_curve_that_ends_in_divergence_asks_for_a_lower_lr():
@@ -387,7 +389,7 @@ def test_the_report_shows_every_rule_and_the_overrides_or_why_there_are_none():
         "  as overrides: schedule=triangular schedule.base_lr=0.003 schedule.max_lr=0.011 schedule.stepsize=2000"
     )
     assert report([curve(tent)], 2000, max_rule="plateau").endswith(
-        "by onset, plateau: no suggestion; evaluate more often, or read the curve yourself"
+        "by onset, plateau: no suggestion, for the reasons above; read the curve yourself"
     )
 
 

@@ -272,6 +272,47 @@ def test_hooks_that_a_copy_would_lose_are_refused(hook):
         )
 
 
+def test_groups_that_lose_lrs_of_their_own_are_told():
+    net, batch = nn.Linear(6, 2), (torch.zeros(2, 6), torch.tensor([0, 1]))
+    groups = [{"params": [net.weight], "lr": 1e-2}, {"params": [net.bias], "lr": 1e-4}]
+    with pytest.warns(UserWarning, match=r"LRs \(0\.01, 0\.0001\) all give way"):
+        lr_range_test(net, torch.optim.SGD(groups), F.cross_entropy, [batch], lambda _: torch.tensor(50.0), **RAMP)
+
+
+def test_what_cannot_be_copied_is_refused_with_another_way():
+    net, batch = nn.Linear(6, 2), (torch.zeros(2, 6), torch.tensor([0, 1]))
+    net.iterator = iter(DataLoader(Shaken(), 4))
+    with pytest.raises(ValueError, match=r"expected what can be deep-copied, .*loop of your own under ScheduleLR"):
+        lr_range_test(net, torch.optim.SGD(net.parameters(), lr=0.1), F.cross_entropy, [batch], lambda _: 50.0, **RAMP)
+
+
+def test_the_loop_of_ones_own_that_is_named_as_another_way_gives_the_same_curve():
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Linear(6, 2)
+        return net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def correct(net: nn.Module) -> float:
+        return 100 * float((net(images).argmax(1) == labels).float().mean())
+
+    batches = list(DataLoader(Shaken(), 4))
+    images, labels = map(torch.cat, zip(*batches, strict=True))
+    net, optimizer = fresh()
+    theirs = lr_range_test(net, optimizer, F.cross_entropy, batches, correct, **RAMP | {"eval_every": 1})
+    net, optimizer = fresh()
+    scheduler = ScheduleLR(optimizer, RangeTest(0.0, 0.5, 23))
+    lrs, accuracies = [], []
+    for t in range(24):
+        lrs.append(scheduler.get_last_lr()[0])
+        accuracies.append(correct(net))
+        x, y = batches[t % len(batches)]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        scheduler.step()
+    assert Curve(tuple(lrs), tuple(accuracies)) == theirs and len(set(accuracies)) > 2
+
+
 def test_a_perfect_accuracy_that_was_rounded_up_is_100():
     net, batch = nn.Linear(6, 2), (torch.zeros(2, 6), torch.tensor([0, 1]))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -1,6 +1,7 @@
 """What every script does around its work: unusable input ends in one paragraph and exit code 2, without a traceback."""
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -29,9 +30,13 @@ def guarded(main: Callable[..., Any], *arguments: Any) -> int:
     """Call `main`; the exit code, its own if it returns one. SystemExit and what is not about input pass through."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves its errors to us
     os.environ["MPLBACKEND"] = "agg"  # figures are written and not shown
+    logging.raiseExceptions = False  # nor is each line that nobody reads on, as in `| head`, worth a traceback
+    if stranger := _of_another_checkout():
+        return refuse(stranger)
     try:
         code = main(*arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return STOPPED
@@ -47,6 +52,21 @@ def guarded(main: Callable[..., Any], *arguments: Any) -> int:
             return refuse(f"{error} --hydra-help shows Hydra's options")
         raise
     return code or 0
+
+
+def _of_another_checkout() -> str:
+    """Why the script that runs must not use this package; empty where both are of one checkout.
+
+    A record names the commit of the package, while cards and scripts would be another's.
+    """
+    package, checkout = Path(__file__).resolve().parent, Path(sys.argv[0]).resolve().parent.parent
+    theirs = checkout / "src" / package.name
+    if not theirs.is_dir() or theirs == package:
+        return ""
+    return (
+        f"{sys.argv[0]}: expected the package of its own checkout, Python found {package}; use "
+        f"pip install -e {checkout}, or PYTHONPATH={checkout / 'src'}"
+    )
 
 
 def cores() -> int:

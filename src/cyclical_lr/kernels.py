@@ -245,7 +245,9 @@ def _build() -> Path:
     Raises:
         OSError, RuntimeError, CalledProcessError: no compiler, no folder to write to, or the compiler refuses.
     """
-    version = subprocess.run([*COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run(
+        [*COMPILER, "--version"], check=True, capture_output=True, text=True, errors="replace"
+    ).stdout
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     built_from = "\n".join((SOURCE.read_text(), *COMPILER, *FLAGS, version, processor))
@@ -259,7 +261,7 @@ def _build() -> Path:
             # Linked without -fopenmp, hence to no OpenMP: the kernels run on the threads of the one that torch loaded.
             compile_, link = ([*FLAGS, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", linked])
             for arguments in (compile_, link):
-                subprocess.run([*COMPILER, *arguments], check=True, capture_output=True, text=True)
+                subprocess.run([*COMPILER, *arguments], check=True, capture_output=True, text=True, errors="replace")
             with Path(linked).open("rb") as file:
                 os.fsync(file.fileno())  # or a power cut could leave an empty file of that name
             Path(linked).replace(library)

@@ -17,7 +17,7 @@ In Lightning, `configure_optimizers` returns
 Unlike torch's `CyclicLR` it never touches the momentum, and its state is two integers (Section 3.1; Appendix A).
 """
 
-import warnings
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cyclical_lr.schedules import Schedule
+from cyclical_lr.solvers import warn_of_own_lrs
 
 
 class ScheduleLR(LRScheduler):
@@ -56,13 +57,7 @@ class ScheduleLR(LRScheduler):
             raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; {remedy}")
         if not isinstance(last_epoch, Integral) or last_epoch < -1:
             raise ValueError(f"last_epoch: expected an integer, at least -1, got {last_epoch!r}; -1 to begin")
-        lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
-            warnings.warn(
-                f"the groups' LRs ({', '.join(f'{lr:g}' for lr in lrs)}) all give way to the schedule's; to keep their "
-                'ratios, give each group an "lr_mult"',
-                stacklevel=2,
-            )
+        warn_of_own_lrs(optimizer)
         self.schedule: Schedule | Callable[[int], float] = schedule
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
@@ -70,13 +65,27 @@ class ScheduleLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The LR of each parameter group at the current iteration."""
+        """The LR of each parameter group at the current iteration.
+
+        Raises:
+            ValueError: the schedule gives no LR there.
+        """
         seen: set[int] = set()
         for group in self.optimizer.param_groups:  # torch gives all groups one tensor, and fills it in place
             if isinstance(group["lr"], Tensor):
                 group["lr"] = group["lr"].clone() if id(group["lr"]) in seen else group["lr"]
                 seen.add(id(group["lr"]))
-        rate = float(self.schedule(self.last_epoch))
+        rate = self.schedule(self.last_epoch)
+        try:
+            rate = float(rate)
+            usable = 0 <= rate < math.inf
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"schedule: expected a finite LR of at least 0 at iteration {self.last_epoch}, got {rate!r}; correct "
+                "the function"
+            )
         return [rate * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:

@@ -164,13 +164,15 @@ def _rise(curve: Curve, thresholds: Thresholds) -> _Rise | str:
     if accuracy.max() <= 1:
         return f"no onset: the highest accuracy is {accuracy.max():.2f} %{after}; if these are fractions, give percent"
     if height < thresholds.learnt:
+        unchanged = len(accuracy) > 1 and accuracy.min() == accuracy.max()
+        flat = " (it never changes: is it that of the model in training?)" if unchanged else ""
         wider = "test a wider range of LRs, or longer"
         if diverged:
             wider = "test up to a lower LR, and evaluate more often"
         return (
             f"no onset: the accuracy stays below {chance + thresholds.learnt:.1f} %, {thresholds.learnt:g} points "
             f"above {chance:.1f} %{after}; "
-            f"{wider if chance + thresholds.learnt <= 100 else 'start from untrained weights, or give min_rise'}"
+            f"{wider if chance + thresholds.learnt <= 100 else 'start from untrained weights, or give min_rise'}{flat}"
         )
     above = accuracy >= chance + thresholds.margin * height
     last = len(lr) - thresholds.sustained
@@ -463,11 +465,11 @@ def report(
     known = f"{noise:g} points, as of {(50 / noise) ** 2:,.0f} images"
     lines.append(f"  accuracies are taken to be known to {known}; of n, give Thresholds(noise=50 / sqrt(n))")
     if not chosen.usable:
-        why = ""
+        why = ", for the reasons above; read the curve yourself"
         if chosen.base_lr is not None and chosen.max_lr is not None:
             why = f" (base_lr {_short(chosen.base_lr)} is not below max_lr {_short(chosen.max_lr)})"
-        remedy = "evaluate more often, or read the curve yourself"
-        return "\n".join([*lines, f"  by {chosen.rule}: no suggestion{why}; {remedy}"])
+            why += "; evaluate more often, or read the curve yourself"
+        return "\n".join([*lines, f"  by {chosen.rule}: no suggestion{why}"])
     bounds = f"base_lr={_short(chosen.base_lr)}, max_lr={_short(chosen.max_lr)}, stepsize={stepsize}"
     lines.append(f"  by {chosen.rule}: Triangular({bounds})")
     return "\n".join([*lines, f"  as overrides: {overrides(chosen, stepsize)}"])

@@ -26,7 +26,13 @@ from torch.utils.data import DataLoader
 
 from cyclical_lr.range_test import Curve
 from cyclical_lr.schedules import RangeTest
-from cyclical_lr.solvers import set_lr
+from cyclical_lr.solvers import set_lr, warn_of_own_lrs
+
+OWN_LOOP = (
+    "train in a loop of your own under ScheduleLR(optimizer, RangeTest(min_lr, max_lr, iterations)), and give the LRs "
+    "and accuracies to range_test.report(Curve(lrs, accuracies), stepsize)"
+)
+"""The remedy for what cannot be tested here."""
 
 
 def lr_range_test(
@@ -34,7 +40,7 @@ def lr_range_test(
     optimizer: Optimizer,
     loss_fn: Callable[[Any, Any], Tensor],
     batches: Iterable[tuple[Any, Any]],
-    evaluate: Callable[[nn.Module], float],
+    evaluate: Callable[[nn.Module], float | Tensor],
     *,
     min_lr: float,
     max_lr: float,
@@ -53,13 +59,13 @@ def lr_range_test(
         model: trained in training mode, from its present weights.
         optimizer: over the model's parameters; one whose step needs no closure, and that can be deep-copied, which
             attributes of its own beside state and groups are not. Every group gets the ramp's LR times its `lr_mult`
-            (1 where there is none).
+            (1 where there is none); a warning where groups differ in their LR and none has one.
         loss_fn: loss_fn(model(x), y), a scalar. One that looks at the model too has to hold it where a deep copy finds
             it: functools.partial(fn, model) or an object, not a closure.
         batches: pairs (x, y) on the model's device. A DataLoader or a list is gone through again when it ends; a
             generator is used up and has to yield enough.
         evaluate: gives the accuracy, in percent, of the model handed to it: the copy, in evaluation mode, without
-            gradients. One that looks at a model of its own sees nothing change.
+            gradients. One that looks at a model of its own sees nothing change, and has it in whatever mode it is in.
         min_lr, max_lr: of the ramp (`RangeTest`), linear as the paper's.
         iterations: of the ramp; the paper takes several epochs.
         eval_every: iterations between evaluations; the first is before any update, the last at `max_lr`.
@@ -69,8 +75,8 @@ def lr_range_test(
         or `evaluate` gave NaN.
     Raises:
         ValueError: arguments of the ramp, an optimizer of another model, `batches` that are no pairs or end too soon,
-            an accuracy that is no percentage, a loss that is no scalar or of the model itself and not of the copy, or
-            hooks on gradients or steps, which a copy does not have.
+            an accuracy that is no percentage, a loss that is no scalar or of the model itself and not of the copy,
+            what cannot be deep-copied, or hooks on gradients or steps, which a copy does not have.
     """
     test, yours = RampTest.over(min_lr, max_lr, iterations, eval_every), {*map(id, model.parameters())}
     points, accuracies = set(test.points), dict[int, float]()
@@ -79,8 +85,14 @@ def lr_range_test(
         raise ValueError(
             "optimizer: expected one over the model's parameters, it has none of them; build it from these"
         )
+    warn_of_own_lrs(optimizer)
     with preserved_rng(batches):
-        model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
+        try:
+            model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
+        except Exception as error:
+            raise ValueError(
+                f"model, optimizer, loss_fn: expected what can be deep-copied, got {error!r}; {OWN_LOOP}"
+            ) from error
         stream = _repeated(batches, iterations)
         for t in range(iterations + 1):
             if t in points:
@@ -186,7 +198,9 @@ class RampTest:
 def percent(accuracy: float, source: str) -> float:
     """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
     if not 0 <= accuracy <= 100.001:  # a perfect one may be rounded up
-        raise ValueError(f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it")
+        raise ValueError(
+            f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it (a loss is none)"
+        )
     return min(accuracy, 100.0)
 
 
@@ -206,7 +220,7 @@ def refuse_hooks(parameters: Iterable[Tensor], optimizer: Optimizer) -> None:
         return
     raise ValueError(
         f"model, optimizer: expected none with hooks, got {what}, which is lost when the test copies them; take it "
-        "away for the test, or do its work in the loss or the training step"
+        f"away for the test, or do its work in the loss, or {OWN_LOOP}"
     )
 
 

@@ -8,6 +8,7 @@ arguments have the names of Caffe's solver prototxt, and weight decay is L2 in t
 `torch_sgd`. The LR of all may be a tensor on the device, which torch's own optimizers take in some of their forms only.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -57,6 +58,17 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
+
+
+def warn_of_own_lrs(optimizer: Optimizer, stacklevel: int = 3) -> None:
+    """Warn where groups differ in the LR that they were made with, which the schedule's takes the place of."""
+    lrs = [float(group["lr"]) for group in optimizer.param_groups]
+    if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
+        warnings.warn(
+            f"the groups' LRs ({', '.join(f'{lr:g}' for lr in lrs)}) all give way to the schedule's; to keep their "
+            'ratios, give each group an "lr_mult"',
+            stacklevel=stacklevel,
+        )
 
 
 class Solver(Optimizer, ABC):

@@ -98,6 +98,11 @@ WRONG = [
         ["SGD: it cannot be built from the network (TypeError("],
         id="a class that takes parameters",
     ),
+    pytest.param(
+        ["data._target_=torch.nn.Identity"],
+        ["data._target_", "without prepare_data", "a subclass"],
+        id="no data module",
+    ),
     pytest.param(["logger.kind=typo"], ["logger.kind", "typo", "none"], id="unknown logger"),
     pytest.param(["logger=wandb", "logger.mode=typo"], ["logger.mode", "typo", "offline"], id="unknown W&B mode"),
 ]

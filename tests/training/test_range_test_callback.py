@@ -300,13 +300,20 @@ def test_thresholds_of_another_form_are_refused_before_the_test():
         LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3, thresholds={"noise": 1})
 
 
+def test_a_loss_is_not_what_is_monitored():
+    with pytest.raises(ValueError, match="monitor: expected the name of an accuracy, got 'val_loss'"):
+        LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3, monitor="val_loss")
+
+
 def test_the_suggestion_is_printed_and_bounds_are_kept(capsys):
     test = LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3)
-    assert test.curve is None and test.bounds is None
+    assert test.curve is None
+    with pytest.raises(RuntimeError, match="there is no curve to read them off; fit first, without fast_dev_run"):
+        _ = test.bounds
     trainer, _, _ = fit(test, max_epochs=0)
     out = capsys.readouterr().out
     assert out.startswith("LR range test, 1 seed, LR 0 to 0.5\n") and "max_steps" not in out
-    assert test.bounds is not None and test.bounds.base_lr is not None
+    assert test.bounds.base_lr is not None
     assert trainer.global_step == 0
     assert test.bounds.max_lr is not None
     assert f"schedule.base_lr={test.bounds.base_lr:g}" in out and "schedule.stepsize=28" in out  # 4 epochs of 7

@@ -28,6 +28,8 @@ TOP_LEVEL = (
     *("results_dir", "runs_dir", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"),
 )
 TRAINER, MORE_TRAINER = ("accelerator", "devices", "precision"), ("emulate_bf16", "strategy")
+DATA_HAS = ("prepare_data", "setup", "train_blocks", "eval_blocks", "batch_size")
+"""What training uses of a data module, beside `train` and `test`, which `setup` makes."""
 LOGGER = ("kind", "project", "entity", "mode")
 CLUSTER, MORE_CLUSTER = (
     ("kind", "snapshot"),
@@ -194,6 +196,12 @@ def check_parts(plan: Mapping[str, Any]) -> None:
 def _check_parts(parts: str) -> None:
     plan = json.loads(parts)
     data = build(plan["data"])
+    if missing := [name for name in DATA_HAS if not hasattr(data, name)]:
+        raise ConfigError(
+            f"data._target_: expected a data module like cyclical_lr.data.cifar.CifarData, got "
+            f"{plan['data']['_target_']}, without {', '.join(missing)}; make it a subclass of that one, whose setup() "
+            "gives train and test"
+        )
     if is_foreign(plan["model"]):
         return
     with torch.device("meta"), torch.no_grad():  # shapes alone

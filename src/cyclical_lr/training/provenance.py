@@ -29,7 +29,9 @@ def commit() -> tuple[str, bool]:
     here, named = Path(__file__).resolve().parent, os.environ.get("CYCLICAL_LR_COMMIT", "")
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, check=True, capture_output=True, text=True, errors="surrogateescape"
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", __file__)  # a copy inside somebody else's checkout is not of its commit

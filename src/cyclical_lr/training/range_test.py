@@ -17,9 +17,9 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from cyclical_lr.range_test import Bounds, Curve, Thresholds, check_rules, find_bounds, report
-from cyclical_lr.range_test_loop import RampTest, leaves, percent, preserved_rng, refuse_hooks
+from cyclical_lr.range_test_loop import OWN_LOOP, RampTest, leaves, percent, preserved_rng, refuse_hooks
 from cyclical_lr.schedules import RangeTest
-from cyclical_lr.solvers import set_lr
+from cyclical_lr.solvers import set_lr, warn_of_own_lrs
 
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -45,7 +45,7 @@ class LRRangeTest(pl.Callback):
 
     Args:
         min_lr, max_lr: of the ramp, linear over `iterations` optimizer steps as the paper's. Every parameter group gets
-            the ramp's LR times its `lr_mult` (1 where there is none).
+            the ramp's LR times its `lr_mult` (1 where there is none; a warning where groups differ in their LR).
         iterations: of the ramp; the paper takes several epochs.
         eval_every: optimizer steps between validations; the first is before any update, the last at `max_lr`. Where
             the Trainer accumulates batches, the last step of an epoch may have fewer of them, and an interval has a
@@ -58,7 +58,7 @@ class LRRangeTest(pl.Callback):
         datamodule: data for the test alone, such as a second instance of yours, where a deep copy is too large.
     Attributes:
         curve: what was measured, None before.
-        bounds: what was read off it, None before.
+        bounds: what was read off it; a RuntimeError before.
     Raises:
         ValueError: at construction, arguments of the ramp; when fit starts, `monitor` is not logged, or no percentage,
             or this fit cannot be tested: several devices or optimizers, manual optimization, no validation, a module or
@@ -86,15 +86,20 @@ class LRRangeTest(pl.Callback):
             raise ValueError(f"stepsize: expected a whole number of iterations >= 1 or None, got {stepsize!r}")
         if not isinstance(thresholds, Thresholds | None):
             raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
+        if "loss" in monitor:
+            raise ValueError(f"monitor: expected the name of an accuracy, got {monitor!r}; log one, and name it here")
         self.monitor, self.scale = monitor, scale
         self.base_rule, self.max_rule, self.thresholds = base_rule, max_rule, thresholds
         self.stepsize, self.datamodule = stepsize, datamodule
         self.curve: Curve | None = None
 
     @property
-    def bounds(self) -> Bounds | None:
+    def bounds(self) -> Bounds:
         if self.curve is None:
-            return None
+            raise RuntimeError(
+                "LRRangeTest.bounds: there is no curve to read them off; fit first, without fast_dev_run, and not from "
+                "a checkpoint of a fit without a test"
+            )
         return find_bounds([self.curve], self.base_rule, self.max_rule, self.thresholds)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,7 +137,7 @@ class LRRangeTest(pl.Callback):
             raise ValueError(
                 f"{type(pl_module).__name__}: expected automatic optimization of one optimizer, got "
                 f"automatic_optimization={pl_module.automatic_optimization} and {len(trainer.optimizers)} optimizers; "
-                "use cyclical_lr.range_test_loop.lr_range_test with a loop of your own"
+                f"{OWN_LOOP}"
             )
         if not trainer.enable_validation:
             raise ValueError(
@@ -145,6 +150,7 @@ class LRRangeTest(pl.Callback):
                 "fit the module itself, and compile it in configure_model or for the fit after the test"
             )
         refuse_hooks(pl_module.parameters(), trainer.optimizers[0])
+        warn_of_own_lrs(trainer.optimizers[0])
         iterations = self.test.ramp.stepsize
         yours = {*map(id, pl_module.parameters())}
         recorder = _Recorder(self.test.ramp, self.monitor, self.scale, yours, trainer.max_epochs)

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
+from cyclical_lr.solvers import warn_of_own_lrs
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Progress, restore_checkpoint
 from cyclical_lr.training.config import check, check_parts, check_writable, describe, label, plain, seeds
@@ -182,6 +183,9 @@ def _train(
     """Train runs that differ in their seed only; those that stand at the same point are stepped together."""
     make_trainer(**plan["trainer"])  # a device that is not there is found out before the data are unpacked
     check_parts(plan)
+    if COMMIT == "unknown":
+        where = Path(__file__).parent
+        log.warning("git tells no commit for the record (see git -C %s status); CYCLICAL_LR_COMMIT=... names it", where)
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
@@ -222,6 +226,7 @@ def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Me
         torch.manual_seed(config["seed"])
         network = build(plan["model"]).to(memory_format=torch.channels_last)
     solver = build(plan["solver"], network)
+    warn_of_own_lrs(solver)
     return Member(records.run_id(config), name, config["seed"], network, solver, started=_now())
 
 
