@@ -60,14 +60,14 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-def warn_of_own_lrs(optimizer: Optimizer, stacklevel: int = 3) -> None:
+def warn_of_own_lrs(optimizer: Optimizer) -> None:
     """Warn where groups differ in the LR that they were made with, which the schedule's takes the place of."""
     lrs = [float(group["lr"]) for group in optimizer.param_groups]
     if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
         warnings.warn(
             f"the groups' LRs ({', '.join(f'{lr:g}' for lr in lrs)}) all give way to the schedule's; to keep their "
             'ratios, give each group an "lr_mult"',
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

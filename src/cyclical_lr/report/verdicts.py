@@ -75,9 +75,7 @@ class Verdict:
     finding: Finding
     controls: tuple[Cell, ...] = ()
     times: tuple[TimeToTarget, ...] = ()
-    ratios: tuple[
-        Ratio, ...
-    ] = ()  # `share`: its own, then at the ends of earlier cycles; `cost`: per method and machine
+    ratios: tuple[Ratio, ...] = ()  # `share`: its own, then earlier cycles'; `cost`: one per method and machine
     ceilings: Mapping[str, range_test.Bounds] = field(default_factory=dict)  # `bounds`: by rule for max_lr
     fitting: tuple[Interval, ...] = ()  # `bounds`: where base_lr and max_lr had to lie
     at_ends: tuple[tuple[tuple[Cell, ...], Finding], ...] = ()  # of a claim read in mid-cycle: where cycles end, alone
