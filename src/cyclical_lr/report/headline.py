@@ -299,7 +299,8 @@ def _times(times: Sequence[TimeToTarget]) -> str:
 def _medians(times: Sequence[TimeToTarget], target: float) -> str:
     said = []
     for time in (time for time in times if time.target == target):
-        speed_up = f"; {wording.speed_up(time.speed_up, time.interval)}" if time.role == "B" else ""
-        reached = f"{time.reached} of {len(time.times)} runs{speed_up}"
+        reached = f"{time.reached} of {len(time.times)} runs"
+        if time.role == "B" and time.speed_up > 0:  # nan and 0 say what the medians say
+            reached += f"; CLR's speed-up {wording.speed_up(time.speed_up, time.interval)}"
         said.append(f"`{time.label}` {wording.time(time.median, time.reached)} ({reached})")
     return ", ".join(said)
