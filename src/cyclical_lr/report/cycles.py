@@ -93,11 +93,10 @@ def ends_around(results: Results, label: str, iteration: int) -> list[int]:
 
     That is where the LR dropped earlier, and is low all over the cycle, or is less than half above a cycle's end.
     """
-    runs = results.by_label.get(label)
-    schedule = schedule_in(runs[0]) if runs else None  # all runs of a label have the same
-    if not runs or schedule is None or drops(schedule, iteration):
+    schedule = _schedule_of(results, label)
+    if schedule is None or drops(schedule, iteration):
         return []
-    ends = cycle_ends(schedule, max(3 * iteration, runs[0].iterations))
+    ends = cycle_ends(schedule, max(3 * iteration, results.by_label[label][0].iterations))
     if not ends or iteration in ends:
         return []
     around = [*(t for t in ends if t < iteration)][-1:] + [*(t for t in ends if t > iteration)][:1]
@@ -106,9 +105,14 @@ def ends_around(results: Results, label: str, iteration: int) -> list[int]:
 
 def ends_before(results: Results, cell: Cell) -> list[int]:
     """Where the cycles before a cell's iteration end."""
-    runs = results.by_label.get(cell.label)
-    schedule = schedule_in(runs[0]) if runs else None
+    schedule = _schedule_of(results, cell.label)
     return [t for t in cycle_ends(schedule, cell.iteration) if t < cell.iteration] if schedule else []
+
+
+def _schedule_of(results: Results, label: str) -> Schedule | None:
+    """The schedule of a label's runs, which is the same for all; None where it is not known."""
+    runs = results.by_label.get(label)
+    return schedule_in(runs[0]) if runs else None
 
 
 def mid_cycle(results: Results, label: str, iteration: int) -> str:

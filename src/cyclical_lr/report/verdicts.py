@@ -18,7 +18,7 @@ What the YAML leaves open is settled here:
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -104,15 +104,17 @@ def decide(paper: Paper, results: Results) -> list[Verdict]:
         if rule in ("number", "equal", "greater"):
             measured["at_ends"] = _at_cycle_ends(paper, results, claim, ours)
         if rule == "number":
-            row = paper.rows[claim["row"]]
-            finding = number(paper, ours[0], row["accuracy"], row["runs"])
+            finding = _alone(paper, claim, ours)
         elif rule == "equal":
             finding = equal(paper, ours[0], ours[1], adjusted[claim["id"]])
         elif rule == "greater":
             finding = greater(paper, ours[0], ours[1], adjusted[claim["id"]], opposite[claim["id"]])
         elif rule == "share":
-            earlier = [read_cell(results, ours[0].label, t) for t in ends_before(results, ours[0])]
-            finding, measured["ratios"] = share(paper, ours[0], ours[1], earlier)
+            finding, ratios = share(paper, ours[0], ours[1])
+            for cell in (read_cell(results, ours[0].label, t) for t in ends_before(results, ours[0])):
+                earlier = share(paper, cell, ours[1])[1]
+                ratios += tuple(replace(ratio, name=f"at {cell.iteration:,}") for ratio in earlier)
+            measured["ratios"] = ratios
         elif rule == "bounds":
             curves = range_tests(results, ours[0].label)
             finding, measured["ceilings"], measured["fitting"] = bounds(paper, curves, paper.bounds[claim["row"]])
@@ -145,12 +147,16 @@ def _at_cycle_ends(
         )
         if moved == cells or min(cell.n for cell in moved) < paper.verdicts["seeds"]["none_below"]:
             continue
-        if claim["rule"] == "number":
-            row = paper.rows[claim["row"]]
-            out.append((moved, number(paper, moved[0], row["accuracy"], row["runs"])))
-        else:
-            out.append((moved, (equal if claim["rule"] == "equal" else greater)(paper, moved[0], moved[1])))
+        out.append((moved, _alone(paper, claim, moved)))
     return tuple(out)
+
+
+def _alone(paper: Paper, claim: Mapping[str, Any], cells: tuple[Cell, ...]) -> Finding:
+    """What the rule of a claim, `number`, `equal` or `greater`, says of cells without its family's correction."""
+    if claim["rule"] == "number":
+        row = paper.rows[claim["row"]]
+        return number(paper, cells[0], row["accuracy"], row["runs"])
+    return (equal if claim["rule"] == "equal" else greater)(paper, cells[0], cells[1])
 
 
 # The rules ------------------------------------------------------------------------------------------------------------
@@ -233,28 +239,22 @@ def greater(
     )
 
 
-def share(paper: Paper, a: Cell, b: Cell, earlier: Sequence[Cell] = ()) -> tuple[Finding, tuple[Ratio, ...]]:
-    """Has A most of what B has learnt? Seed by seed, A's rise above chance over B's; what A had earlier beside it."""
+def share(paper: Paper, a: Cell, b: Cell) -> tuple[Finding, tuple[Ratio, ...]]:
+    """Has A most of what B has learnt? Seed by seed, A's rise above chance over B's."""
     rule = paper.rule("share")
     if none := _no_verdict(paper, a, b):
         return none, ()
     later = dict(zip(b.seeds, b.values, strict=True))
-    ratios, n = [], 0
-    for cell in (a, *earlier):
-        pairs = [(value, later[seed]) for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in later]
-        shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
-        if len(shares) < paper.verdicts["seeds"]["none_below"]:
-            if cell is a:
-                return _too_few(len(shares)), ()
-            continue
-        interval = statistics.mean_interval(shares, rule["interval"])
-        verdict = _within(interval, rule["least"], math.inf)
-        if len(shares) < len(pairs) and verdict == REPRODUCED:  # a seed that has learnt nothing has no share
-            verdict = INCONCLUSIVE
-        name = "share of the rise" if cell is a else f"at {cell.iteration:,}"
-        ratios.append(Ratio(name, statistics.mean(shares), interval, verdict))
-        n = len(shares) if cell is a else n
-    return _finding(paper, ratios[0].verdict, (a, b), n), tuple(ratios)
+    pairs = [(value, later[seed]) for seed, value in zip(a.seeds, a.values, strict=True) if seed in later]
+    shares = [(early - rule["chance"]) / (late - rule["chance"]) for early, late in pairs if late > rule["chance"]]
+    if len(shares) < paper.verdicts["seeds"]["none_below"]:
+        return _too_few(len(shares)), ()
+    interval = statistics.mean_interval(shares, rule["interval"])
+    verdict = _within(interval, rule["least"], math.inf)
+    if len(shares) < len(pairs) and verdict == REPRODUCED:  # a seed that has learnt nothing has no share
+        verdict = INCONCLUSIVE
+    ratio = Ratio("share of the rise", statistics.mean(shares), interval, verdict)
+    return _finding(paper, verdict, (a, b), len(shares)), (ratio,)
 
 
 def range_tests(results: Results, label: str) -> list[range_test.Curve]:
@@ -346,8 +346,7 @@ def _corrected(paper: Paper, cells: Mapping[str, tuple[Cell, ...]]) -> tuple[dic
     opposite: dict[str, float] = {}
     for claims in families.values():
         ids = [claim["id"] for claim in claims]
-        rules = [equal if claim["rule"] == "equal" else greater for claim in claims]
-        alone = [rule(paper, cells[name][0], cells[name][1]) for rule, name in zip(rules, ids, strict=True)]
+        alone = [_alone(paper, claim, cells[claim["id"]]) for claim in claims]
         diverged = [any(cell.diverged for cell in cells[name]) for name in ids]
         p = [1.0 if found.p is None or bad else found.p for found, bad in zip(alone, diverged, strict=True)]
         p_opposite = [1.0 if found.p_opposite is None else found.p_opposite for found in alone]
