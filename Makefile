@@ -30,7 +30,7 @@ soak: $(VENV)/installed  ## twenty processes on one study, a hundred of them kil
 	$(BIN)/python tests/soak.py --faults 100
 
 gpu-check: $(VENV)/installed  ## on a machine with a GPU: is the fast engine right, and how fast
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python benchmarks/gpu_check.py $(WITH)
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12) and "Python 3.11 or 3.12 is needed, this is " + sys.version + "; name another by make PYTHON=...")'

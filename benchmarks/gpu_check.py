@@ -8,7 +8,8 @@ Runs the tests of the engine on the GPU (fast equals reference, resume, seeds to
 `main`), each with its lowest and highest, how many hours each ImageNet card takes there, and which kernels an iteration
 spends its time in. What fails is written down, and the rest goes on.
 The outcome goes to benchmarks/results/<device>.json. Commit that file: engine=auto takes the fast engine on devices for
-which one with "fast_equals_reference": true is committed, and the reference elsewhere.
+which one with "fast_equals_reference": true is committed, and the reference elsewhere. Where the equality could not be
+checked (no data, no time left, a step that fails) an earlier file stays as it was.
 """
 
 import json
@@ -30,10 +31,18 @@ from step import Pictures, PlainModule, measure, now  # type: ignore[import-not-
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from cyclical_lr.records import Record, build, learning_rates
+from cyclical_lr.records import ConfigError, Record, build, learning_rates, write_atomic
 from cyclical_lr.training import provenance
 from cyclical_lr.training.config import compose_config, describe, plain
-from cyclical_lr.training.engine import BLOCKS, FastEngine, check_file, exact_arithmetic, layout, reference_step
+from cyclical_lr.training.engine import (
+    BLOCKS,
+    FastEngine,
+    check_file,
+    code_of_a_step,
+    exact_arithmetic,
+    layout,
+    reference_step,
+)
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import make_trainer, new_member, run
 
@@ -54,24 +63,30 @@ def main(overrides: list[str]) -> int:
         return 2
     device, (commit, dirty) = torch.device("cuda"), provenance.commit()
     fast = [*overrides, "trainer=gpu", "engine=fast", "logger=none"]
-    passed, taken, chunk, equal = tests_pass(), {}, 0, False
     try:
+        build(plain(compose_config(CONF, ["+experiment=cifar10_tri2", *fast]))["data"]).prepare_data()
+        passed = tests_pass()
         taken, chunk, equal = measure(fast)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except Exception:
         traceback.print_exc()
+        print("error: the fast engine could not be checked, and nothing was written", file=sys.stderr)
+        return 2
     outcome: dict[str, Any] = {
         "device": provenance.device_name(device),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
         "dirty": dirty,
         "fast_equals_reference": passed and equal,
+        "code": code_of_a_step(),
         "measured": {},
         "imagenet": {},
         "kernels": {},
         "versions": provenance.versions(),
     }
     file = check_file(device)
-    file.parent.mkdir(exist_ok=True)
 
     def keep(what: str, name: str, measure: Callable[[], Any]) -> None:
         """In the file at once: what follows may be stopped."""
@@ -79,7 +94,7 @@ def main(overrides: list[str]) -> int:
             outcome[what][name] = measure()
         except Exception as error:
             outcome[what][name] = {"failed": f"{type(error).__name__}: {error}"}
-        file.write_text(json.dumps(outcome, indent=1) + "\n")
+        write_atomic(file, (json.dumps(outcome, indent=1) + "\n").encode())
 
     def ratios(above: str, below: str) -> dict[str, float]:
         return spread([a / b for a, b in zip(taken[above], taken[below], strict=True)])
@@ -127,11 +142,16 @@ def main(overrides: list[str]) -> int:
 
 
 def tests_pass() -> bool:
+    """Whether they do.
+
+    Raises:
+        TimeoutExpired, CalledProcessError: they took too long, or pytest did not get through them.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or gpu_kernels", *TESTS]
-    try:
-        return subprocess.run(command, cwd=REPOSITORY, check=False, timeout=TESTING).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+    ended = subprocess.run(command, cwd=REPOSITORY, check=False, timeout=TESTING)
+    if ended.returncode not in (0, 1):
+        ended.check_returncode()
+    return ended.returncode == 0
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -48,7 +48,7 @@ OmegaConf.register_new_resolver("groups", groups, replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def main(cfg: DictConfig) -> None:
-    from cyclical_lr.records import ConfigError  # imported here: --help and --cfg stay quick
+    from cyclical_lr.records import ConfigError, is_range_test  # imported here: --help and --cfg stay quick
     from cyclical_lr.report.ending import bounds, summary
     from cyclical_lr.training.run import NotWritten, run
 
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
             print(summary(outcome.record, CONF, results, outcome.fresh))
     if alone and any(outcome.record and not outcome.fresh for outcome in outcomes):
         print("to train again what is done, give it folders of its own: results_dir=FOLDER runs_dir=FOLDER")
-    range_test = cfg.schedule._target_ == "cyclical_lr.schedules.RangeTest"
+    range_test = is_range_test(cfg.schedule)
     if range_test and outcomes:  # of several ranks, the first has them
         finished = [outcome.record for outcome in outcomes if outcome.record]
         sources = HydraConfig.get().runtime.config_sources

@@ -71,11 +71,13 @@ def main(arguments: list[str]) -> int:
     cluster = compose_config(CONF, common).cluster
     if cluster.kind != "local" and "jobs" in given:
         return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
+    given_arms = [(arm, [*f"+experiment={arm}".split(), *common]) for arm in arms(file)]
+    composed = [(arm, overrides, compose_config(CONF, overrides)) for arm, overrides in given_arms]
     jobs: list[sweep.Job] = []
     for seed in range(int(seeds)):
-        for arm in arms(file):
-            overrides = [*f"+experiment={arm}".split(), *common, f"seed={seed}"]
-            job = sweep.plan_job(compose_config(CONF, overrides), CONF, overrides)
+        for arm, overrides, cfg in composed:
+            cfg.seed = seed
+            job = sweep.plan_job(cfg, CONF, [*overrides, f"seed={seed}"])
             if job.title in {other.title for other in jobs}:
                 return refuse(f"study: {file} has {arm!r} twice, as {job.title}; seeds=N is for more seeds")
             jobs.append(job)

@@ -4,6 +4,8 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,16 +67,18 @@ def test_a_run_is_timed_beside_the_others_and_ends_as_the_bare_loop_does(monkeyp
     assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
 
 
-def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
-    def fails(*_):
-        raise RuntimeError("out of memory")
+def fails(*_):
+    raise RuntimeError("out of memory")
 
+
+def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
     taken = {name: [1.0, 2.0] for name in ("run", "bare", "floor", "plain")} | {"module": [10.0, 30.0]}
     record = replace(next(iter(collect(RESULTS).records.values())), train_seconds=8.0, eval_seconds=1.5)
     for name, stub in {
         "torch.cuda.is_available": lambda: True,
         "measure": lambda _: (taken, 10, True),
         "tests_pass": lambda: True,
+        "build": lambda _: SimpleNamespace(prepare_data=lambda: None),
         "check_file": lambda _: tmp_path / "results" / "a_gpu.json",
         "run": lambda *_: [Outcome("", record, True)],
         "images_per_second_of": lambda *_: [(300.0, 100.0), (250.0, 50.0), (400.0, 100.0)],
@@ -96,6 +100,29 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(monkeypatch, tmp_path, 
     assert by_name["milliseconds of an iteration"]["module"] == 2000.0
     assert all(found == {"failed": "RuntimeError: out of memory"} for found in written["imagenet"].values())
     assert written["kernels"] == {"microseconds of an iteration": {"all": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "broken", "said"),
+    [
+        (["data.root=EMPTY", "data.source=EMPTY/none.tar.gz"], {}, "none.tar.gz"),
+        (["data=cifar10_sample"], {"measure": fails}, "could not be checked"),
+        (["data=cifar10_sample"], {"subprocess.run": lambda *_, **__: CompletedProcess([], 4)}, "could not be checked"),
+    ],
+    ids=["data", "measure", "pytest"],
+)
+def test_what_could_not_be_checked_changes_no_earlier_file(monkeypatch, tmp_path, capsys, overrides, broken, said):
+    earlier = tmp_path / "a_gpu.json"
+    earlier.write_text("earlier")
+    for name, stub in {
+        **{"torch.cuda.is_available": lambda: True, "check_file": lambda _: earlier},
+        **({"subprocess.run": lambda *_, **__: CompletedProcess([], 0)} | broken),
+    }.items():
+        where = {"torch.cuda": torch.cuda, "subprocess": gpu_check.subprocess}.get(name.rpartition(".")[0], gpu_check)
+        monkeypatch.setattr(where, name.rpartition(".")[2], stub)
+    monkeypatch.setattr(gpu_check.provenance, "commit", lambda: ("unknown", False))
+    assert gpu_check.main([o.replace("EMPTY", str(tmp_path / "empty")) for o in overrides]) == 2
+    assert said in capsys.readouterr().err and earlier.read_text() == "earlier"
 
 
 def test_without_a_gpu_it_says_so(capsys):

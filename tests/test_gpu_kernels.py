@@ -15,6 +15,8 @@ from cyclical_lr.solvers import CaffeNesterov, CaffeSGD, caffe_sgd
 
 gpu_kernels = pytest.importorskip("cyclical_lr.gpu_kernels", reason="needs Triton, which torch has on Linux alone")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cuda" and kernels._on_gpu() is None:
+    pytest.skip("they do not run on this GPU, and the layers take PyTorch's", allow_module_level=True)
 MULTIPLIED = gpu_kernels.TYPES if DEVICE == "cuda" else (torch.float32,)
 """Triton's interpreter takes a bf16's bits for a whole number where it multiplies matrices."""
 NETWORKS = [Cifar10Full, Cifar10Sigmoid, partial(Cifar10Sigmoid, batch_norm=True)][: 3 if DEVICE == "cuda" else 1]
@@ -136,10 +138,16 @@ def test_a_convolution_gives_torchs_value_and_gradient(monkeypatch, n, inputs, o
     ],
     ids=str,
 )
-def test_other_convolutions_are_left_to_torch(layer):
+def test_other_convolutions_and_vast_batches_are_left_to_torch(layer):
     layer = layer.to(memory_format=torch.channels_last)
     x = torch.zeros(1, layer.in_channels, 8, 8).to(memory_format=torch.channels_last)
     assert not gpu_kernels.convolves(x, layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    usual = Conv2d(32, 32, 5, padding=2, device="meta").to(memory_format=torch.channels_last)
+    for images, taken in ((6400, True), (6401, False)):
+        x = torch.empty(images, 32, 32, 32, device="meta", memory_format=torch.channels_last)
+        options = usual.stride, usual.padding, usual.dilation, usual.groups
+        assert gpu_kernels.convolves(x, usual.weight, *options) == taken
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -307,3 +307,7 @@ def test_the_clock_leaves_out_layers_that_have_not_run_and_knows_records_older_t
     assert replace(RECORD, segments=segments).clock[3] == "compiled"
     now = {"iteration": 0, "device": "a cpu", "threads": 2, "engine": "reference", "kernels": "torch", "together": 1}
     assert replace(RECORD, segments=[{"iteration": 0}]).clock == replace(RECORD, segments=[now]).clock
+
+
+def test_a_target_may_be_a_method_of_a_class():
+    assert records.build({"_target_": "collections.OrderedDict.fromkeys"}, "ab") == {"a": None, "b": None}

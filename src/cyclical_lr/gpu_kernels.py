@@ -23,6 +23,10 @@ BLOCK = 512
 """Values that a program of pooling, LRN or SGD computes."""
 MANY = 20_000
 """Pixels of a batch from which on a program of a convolution goes through more of them."""
+SHARE = 800
+"""Pixels, of so many, that a program of the weights' gradient goes through."""
+MOST_SHARES = 8192
+"""Shares that `_add_up` can take at once."""
 FORWARD: dict[str, Any] = {"DEPTH": 32, "num_warps": 2}
 """Of a program of a convolution: products at a time of each sum."""
 WEIGHTS: dict[str, Any] = {"ROWS": 128, "PIXELS": 32, "num_warps": 4}
@@ -30,9 +34,16 @@ WEIGHTS: dict[str, Any] = {"ROWS": 128, "PIXELS": 32, "num_warps": 4}
 
 
 def try_out() -> None:
-    """Run one of them, and the one that asks most of a GPU and a compiler; raises what they raise."""
+    """Run those that ask most of a GPU and a compiler; raises what they raise.
+
+    Raises:
+        RuntimeError: the GPU's tensor cores have neither TF32 nor bf16, without which these are slower than PyTorch's.
+    """
+    if torch.cuda.get_device_capability() < (8, 0):
+        raise RuntimeError("it has neither TF32 nor bf16")
     x = torch.ones(1, 16, 4, 4, device="cuda").to(memory_format=torch.channels_last)
-    convolve(x, torch.ones(16, 16, 3, 3, device="cuda").to(memory_format=torch.channels_last), None)
+    weight = torch.ones(16, 16, 3, 3, device="cuda").to(memory_format=torch.channels_last)
+    convolve_backward(convolve(x, weight, None), x, weight, wants_dx=True)
     max_pool(x, Pooling(3, 2, ceil_mode=True, relu=True))
 
 
@@ -97,7 +108,7 @@ def convolves(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and weight.shape[3] == size
         and (stride, padding, dilation, groups) == ((1, 1), (size // 2, size // 2), (1, 1), 1)
         and weight.shape[0] in CHANNELS
-        and x.numel() // x.shape[1] * max(CHANNELS) < 2**31
+        and x.numel() // x.shape[1] <= SHARE * MOST_SHARES
         and (x.shape[1] in CHANNELS or (x.shape[1] == 3 and not x.requires_grad))
     )
 
@@ -127,7 +138,7 @@ def convolve_backward(dy: Tensor, x: Tensor, weight: Tensor, wants_dx: bool) -> 
         _launch_convolution(dy, weight, None, dx, backward=True)
     (n, c, h, w), (outputs, inputs, size, _) = x.shape, weight.shape
     pixels, depth = n * h * w, size * size * c
-    share = 800 if pixels >= MANY else 384
+    share = SHARE if pixels >= MANY else 384
     shares = triton.cdiv(pixels, share)
     parts = torch.empty(shares, depth + 1, outputs, device=x.device)
     grid = (triton.cdiv(depth, WEIGHTS["ROWS"]), shares)

@@ -14,8 +14,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,11 @@ def _differences(path: str, ours: Any, theirs: Any, full: Any) -> Iterator[str]:
         yield f"{path}={_short(_canonical(full) if ours is None else ours)}"
 
 
+def is_range_test(schedule: Mapping[str, Any]) -> bool:
+    """Whether a config's schedule is the LR range test's, which ends where its LR is highest."""
+    return schedule.get("_target_") == f"{PACKAGE}schedules.RangeTest"
+
+
 def short(node: Any) -> str:
     """A node of a config for a reader: its class or function with what does not stand at the default, as in labels.
 
@@ -156,9 +161,8 @@ def locate(target: str) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    module, _, name = str(target).rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        found = resolve_name(str(target))
         if not callable(found):
             raise TypeError(f"it is {found!r}, no class or function")
         inspect.signature(found)  # without one, nothing can be said of its arguments

@@ -131,7 +131,8 @@ else:
                     "cluster=local"
                 ) from error
             if cpus := parameters["cpus_per_task"]:  # srun takes it from sbatch in some versions only: threads would
-                parameters["srun_args"] = [f"--cpus-per-task={cpus}"]  # share one core
+                theirs = parameters.get("srun_args") or ()  # share one core
+                parameters["srun_args"] = [f"--cpus-per-task={cpus}", *theirs]
             executor.update_parameters(
                 **{key if key in shared else f"slurm_{key}": value for key, value in parameters.items()}
             )

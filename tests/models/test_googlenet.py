@@ -244,3 +244,19 @@ def test_logits_outside_a_tuple_have_the_plain_loss_to_the_bit():
 def test_more_heads_than_weights_are_refused():
     with pytest.raises(ValueError, match="zip"):
         gradients((1.0, 0.3), heads=3)
+
+
+def test_princetons_fillers_are_gaussian_but_for_1x1_convolutions_and_biases_start_at_zero():
+    network = GoogLeNet(num_classes=10, init="princeton")
+    assert all((p == 0).all() for name, p in network.named_parameters() if name.endswith("bias"))
+    stds = {
+        "stem.0.0": 0.015, "stem.4.0": 0.02, "inception_3a.three.1.0": 0.04, "inception_5b.three.1.0": 0.04,
+        "inception_3b.five.1.0": 0.08, "classifier": 0.01, "auxiliary_4a.fc": 0.01, "auxiliary_4d.classifier": 0.01,
+    }  # fmt: skip
+    for name, std in stds.items():
+        weight = network.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx(std, rel=0.05) and weight.abs().max() > 3 * std
+    direct = network.inception_4b.direct[0].weight
+    assert direct.abs().max() <= math.sqrt(3 / 512)  # Xavier's bound
+    with pytest.raises(ValueError, match=r"^model\.init: expected 'caffe', 'princeton' or 'torch'"):
+        weightless(init="typo")

@@ -104,6 +104,8 @@ def test_the_reference_is_the_clr_run_with_the_fewest_overrides(paper, tmp_path,
 
 def test_a_label_alone_with_its_budget_has_nothing_to_be_compared_with(paper, tmp_path, add_run):
     add_run("cifar10_tri2", 0, ends_at(81.0))
+    ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.02, "stepsize": 25_000}
+    add_run("a range test", 0, ends_at(81.0), config={"schedule": ramp})  # whose end is no accuracy
     assert budget.budget_table(paper, collect(tmp_path)).empty
 
 

@@ -8,7 +8,11 @@ from cyclical_lr.report import cycles
 from cyclical_lr.report.collect import collect
 
 CYCLE = schedules.Triangular(0.001, 0.006, 100)
-PHASES = schedules.Phases([schedules.Phase(0, CYCLE), schedules.Phase(500, schedules.Fixed(0.1))])
+PHASES = schedules.Phases([schedules.Phase(0, CYCLE), schedules.Phase(500, schedules.Fixed(0.0001))])
+WARM_UP = schedules.Phases([schedules.Phase(0, schedules.RangeTest(0, 0.001, 100)), schedules.Phase(100, CYCLE)])
+STEPS = schedules.Phases(
+    [schedules.Phase(0, schedules.MultiStep(0.1, [5])), schedules.Phase(10, schedules.Fixed(1e-4))]
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,10 @@ PHASES = schedules.Phases([schedules.Phase(0, CYCLE), schedules.Phase(500, sched
         (schedules.Drops(CYCLE, [250, 900]), 500, [200, 400], [250]),
         (PHASES, 1_000, [200, 400], [500]),
         (PHASES, 300, [200], []),
+        (WARM_UP, 400, [300], []),
+        (STEPS, 20, [], [5, 10]),
+        (schedules.Drops(STEPS, [15]), 20, [], [5, 10, 15]),
+        (schedules.Compressed(schedules.MultiStep(0.1, [7]), 2), 4, [], []),
         (schedules.Held(schedules.Drops(CYCLE, [250, 410]), 40), 500, [200, 400], [280, 440]),
         (schedules.Held(schedules.Drops(CYCLE, [250, 900]), 40, first=1), 500, [160, 360], [240]),
         (schedules.Held(CYCLE, 30, first=10), 90, [], []),
@@ -35,7 +43,7 @@ def test_cycle_ends_and_drops_are_those_of_the_schedule(schedule, iterations, en
     for end in ends:
         assert schedule(end - 1) > schedule(end)
     for drop in drops:
-        assert schedule(drop) != schedule(drop - 1)
+        assert schedule(drop) < schedule(drop - 1)
 
 
 ROWS = {0: 10.0, 20_000: 78.0, 24_000: 80.0, 25_000: 75.0, 28_000: 81.0}

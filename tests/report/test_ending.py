@@ -8,7 +8,7 @@ from test_measured_rules import add_ramp, tent
 
 from cyclical_lr import records
 from cyclical_lr.report.collect import collect
-from cyclical_lr.report.ending import bounds, summary
+from cyclical_lr.report.ending import bounds, suggested_stepsize, summary
 from cyclical_lr.report.paper import read_paper
 from cyclical_lr.training.config import check, compose_config, describe, plain
 
@@ -103,3 +103,7 @@ def test_a_range_test_without_a_curve_or_a_place_for_its_figure_ends_in_words(tm
     (tmp_path / "a file").touch()
     printed = bounds([whole], CONF, tmp_path, tmp_path / "a file", [])
     assert "Triangular(base_lr=0.001" in printed and "no figure: cannot write to" in printed
+
+
+def test_half_of_a_ramp_of_one_iteration_is_one(tmp_path):
+    assert [suggested_stepsize("mine", ramp, CONF) for ramp in (1, 2, 9)] == [1, 1, 4]

@@ -105,7 +105,7 @@ def test_a_row_of_the_forest_plot_is_ours_minus_the_papers_with_its_interval_and
 def test_families_are_headed_by_the_papers_names(add_run, draw):
     add_run("cifar10_tri2", 0, {0: 10.0, 4_000: 73.0, 6_000: 71.0, 25_000: 80.6})
     names = [label.get_text() for label in draw("verdicts").axes[0].get_yticklabels()]
-    assert names == ["Table 1", "tri2", "Figure 1, shape", "tri2 dips at lr peak"]
+    assert names == ["Table 1", "tri2", "Figure 1: its shape", "tri2 dips at lr peak"]
 
 
 def test_too_few_seeds_are_shown_hollow_and_what_has_no_row_is_counted(add_run, draw, paper):
@@ -114,7 +114,7 @@ def test_too_few_seeds_are_shown_hollow_and_what_has_no_row_is_counted(add_run, 
     figure = draw("verdicts")
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["Table 1", "tri2", "Controls", "tri2 equals fixed 25k", "tri2 beats fixed 25k"]
+    assert names == ["Table 1", "tri2", "Controls of this study", "tri2 equals fixed 25k", "tri2 beats fixed 25k"]
     markers = [line for line in axes.lines if line.get_marker() in forest.MARKERS.values()]
     assert [line.get_xdata()[0] for line in markers] == pytest.approx([-0.8, 0.5, 0.5])
     assert {line.get_markerfacecolor() for line in markers} == {"white"}
@@ -205,6 +205,8 @@ def test_every_control_has_a_row_with_its_mean_or_says_that_it_was_not_run(add_r
     names = [label.get_text() for label in ends.get_yticklabels()]
     assert {(accuracy, names[int(y)]) for accuracy, y in stars} == {
         *((81.4, "CLR, drops"), (78.5, "decay, no drops"), (81.4, "fixed, 70k"), (82.2, "exp_range, 42k: LR peak")),
+        *((81.4, f"no phases, {where}") for where in ("24k: cycle end", "25k: mid-cycle")),
+        *((82.2, name) for name in ("amplitude alone falls", *(f"stepsize {n}" for n in ("1,000", "1,500", "3,000")))),
     }
     assert_no_text_leaves(figure)
 

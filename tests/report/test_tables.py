@@ -130,8 +130,15 @@ def test_the_end_of_a_range_test_is_no_accuracy(paper, tmp_path, add_run):
     ramp = {"_target_": "cyclical_lr.schedules.RangeTest", "base_lr": 0.0, "max_lr": 0.02, "stepsize": 4000}
     add_run("mine", 0, tri2(50.0), config={"schedule": ramp})
     add_run("yours", 0, tri2(50.0))
-    others = rows_of(make(paper, collect(tmp_path))["table1"], section="other runs")
-    assert {row["label"] for row in others} == {"yours"}
+    made = make(paper, collect(tmp_path))
+    assert {row["label"] for row in rows_of(made["table1"], section="other runs")} == {"yours"}
+    assert set(made["time_to_target"]["label"]) & {"mine", "yours"} == {"yours"}
+
+
+def test_a_class_of_a_users_own_has_no_networks_targets_and_is_no_reason_to_fail(paper, tmp_path, add_run):
+    for number, target in enumerate(("Net", "cifar10_full.Net", "my.cifar10_full.Net")):
+        add_run(f"mine{number}", 0, tri2(81.0), config={"model": {"_target_": target}})
+    assert not {"mine0", "mine1", "mine2"} & set(make(paper, collect(tmp_path))["time_to_target"]["label"])
 
 
 def test_table_4_is_read_at_the_end_and_judged_against_a_mean_of_five(paper, tmp_path, add_run):

@@ -221,6 +221,15 @@ def test_bf16_on_a_cpu_that_emulates_it_is_refused_with_the_reason_and_a_way_out
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
+def test_bf16_on_a_gpu_that_emulates_it_is_refused(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"trainer\.precision.*Tesla T4.*use trainer=gpu$"):
+        train("trainer=gpu_bf16")
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
 def test_a_choice_of_the_networks_is_not_taken_for_the_sets_size(train):
     with pytest.raises(ConfigError, match=r"^model\.lrn: expected"):
         train("model.lrn=typo")

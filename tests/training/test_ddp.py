@@ -303,6 +303,17 @@ def test_a_rank_that_srun_started_knows_how_many_share_its_node(monkeypatch, per
     assert (environment["RANK"], environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("1", "7", "node1")
 
 
+@pytest.mark.parametrize(("cores", "sharing"), [(4, "1"), (32, "8"), (2, "1")])  # bound by Slurm to its own, or not
+def test_a_rank_of_srun_has_its_own_cores_to_itself(monkeypatch, cores, sharing):
+    for name, value in {
+        **{"JOB_ID": "4711", "STEP_ID": "0", "PROCID": "1", "LOCALID": "1", "STEP_NUM_TASKS": "8"},
+        **{"STEP_NODELIST": "node1", "STEP_TASKS_PER_NODE": "8", "CPUS_PER_TASK": "4"},
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert ddp._environment_of_srun()["LOCAL_WORLD_SIZE"] == sharing
+
+
 def test_a_sweep_in_one_process_is_refused_before_anything_runs(tmp_path):
     overrides = tiny(tmp_path, *RUN, *DDP, "seed=0,1")
     sweep = Forked(tmp_path / "out.txt", run_script, ["-m", *overrides])

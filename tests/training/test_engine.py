@@ -38,6 +38,7 @@ from cyclical_lr.training.engine import (
     FastEngine,
     check_file,
     choose_engine,
+    code_of_a_step,
     draws,
     exact_arithmetic,
     layout,
@@ -240,6 +241,7 @@ def test_what_a_step_draws_is_neither_an_epochs_order_nor_another_ranks():
         ({"fast_equals_reference": False, "versions": {"torch": torch.__version__.partition("+")[0]}}, "reference"),
         ({"fast_equals_reference": True, "versions": {"torch": "1.0"}}, "reference"),
         ({"fast_equals_reference": True, "versions": {"torch": "2.110.0"}}, "reference"),  # all of it counts
+        ({"fast_equals_reference": True}, "reference"),
         (None, "reference"),
     ],
 )
@@ -257,6 +259,19 @@ def test_auto_takes_the_fast_engine_where_a_check_with_this_torch_says_that_it_i
     assert choose_engine("auto", foreign, images("cpu"), cpu) == "reference"
     with pytest.raises(ConfigError, match="engine=fast: Adam does not take its LR as a tensor"):
         choose_engine("fast", foreign, images("cpu"), cpu)
+
+
+def test_auto_says_that_the_code_changed_after_the_check(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("cyclical_lr.training.engine.CHECKS", tmp_path)
+    cpu = torch.device("cpu")
+    _, solvers = make_runs("cifar10_full", "sgd", "cpu", seeds=(0,))
+    found = {"fast_equals_reference": True, "versions": {"torch": torch.__version__.partition("+")[0]}}
+    for code, said in ((code_of_a_step(), False), ("another", True), (None, True)):
+        caplog.clear()
+        check_file(cpu).write_text(json.dumps(found if code is None else {**found, "code": code}))
+        with caplog.at_level("INFO"):
+            assert choose_engine("auto", solvers, images("cpu"), cpu) == "fast"
+        assert ("before the code changed" in caplog.text) == said
 
 
 class Stream:

@@ -1,6 +1,7 @@
 """GoogLeNet of Table 1 and Figures 11 to 13: Caffe's models/bvlc_googlenet/train_val.prototxt.
 
-The paper used Princeton's prototxt, which is no longer to be had; BVLC's stands in for it.
+The paper used Princeton's prototxt, which is no longer to be had; BVLC's stands in for it. What Princeton's fillers
+were is known from two networks that were made of it (`init`).
 """
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cyclical_lr.models.alexnet import bias_param
-from cyclical_lr.models.layers import AcrossChannelsLRN, Conv2d, Param, Xavier, caffe_layer
+from cyclical_lr.models.layers import AcrossChannelsLRN, Conv2d, Gaussian, L, Param, Xavier, caffe_layer
 
 
 class GoogLeNet(nn.Module):
@@ -18,23 +19,29 @@ class GoogLeNet(nn.Module):
     training with auxiliary heads a tuple of three such: the classifier's, then those of the heads on 4a and 4d, which
     count by `loss_weights` in the loss (`training.engine.reference_step`).
 
-    Weights are filled by `Xavier`, biases start at 0.2, those of the three classifiers at 0.
+    Weights are filled by `Xavier`, biases start at 0.2, those of the three classifiers at 0. With Princeton's fillers
+    all biases start at 0, and all weights but those of 1x1 convolutions are Gaussian.
 
     Args:
         num_classes: size of the output.
         auxiliary: whether to have the auxiliary heads; evaluation never uses them.
-        init: "caffe" (the prototxt's fillers) or "torch" (PyTorch's defaults).
+        init: "caffe" (the prototxt's fillers), "princeton" (those that alexgkendall/caffe-posenet and moskewcz/boda
+            have kept of Princeton's), or "torch" (PyTorch's defaults).
+    Raises:
+        ValueError: another init.
     """
 
     def __init__(self, num_classes: int = 1000, auxiliary: bool = True, init: str = "caffe") -> None:
         super().__init__()
+        if init not in ("caffe", "princeton", "torch"):
+            raise ValueError(f"model.init: expected 'caffe', 'princeton' or 'torch', got {init!r}")
         self.loss_weights = (1.0, 0.3, 0.3) if auxiliary else (1.0,)
         self.stem = nn.Sequential(
-            conv_relu(3, 64, 7, init, stride=2, padding=3),
+            conv_relu(3, 64, 7, init, 0.015, stride=2, padding=3),
             nn.MaxPool2d(3, 2, ceil_mode=True),
             AcrossChannelsLRN(size=5, alpha=1e-4, beta=0.75),
             conv_relu(64, 64, 1, init),
-            conv_relu(64, 192, 3, init, padding=1),
+            conv_relu(64, 192, 3, init, 0.02, padding=1),
             AcrossChannelsLRN(size=5, alpha=1e-4, beta=0.75),
             nn.MaxPool2d(3, 2, ceil_mode=True),
         )
@@ -85,8 +92,8 @@ class Inception(nn.Module):
     ) -> None:
         super().__init__()
         self.direct = conv_relu(inputs, direct, 1, init)
-        self.three = nn.Sequential(conv_relu(inputs, three[0], 1, init), conv_relu(*three, 3, init, padding=1))
-        self.five = nn.Sequential(conv_relu(inputs, five[0], 1, init), conv_relu(*five, 5, init, padding=2))
+        self.three = nn.Sequential(conv_relu(inputs, three[0], 1, init), conv_relu(*three, 3, init, 0.04, padding=1))
+        self.five = nn.Sequential(conv_relu(inputs, five[0], 1, init), conv_relu(*five, 5, init, 0.08, padding=2))
         self.pooled = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), conv_relu(inputs, pooled, 1, init))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,12 +117,21 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(x)
 
 
-def conv_relu(inputs: int, outputs: int, size: int, init: str, stride: int = 1, padding: int = 0) -> nn.Sequential:
-    """A convolution with the prototxt's fillers, and its ReLU."""
+def conv_relu(
+    inputs: int, outputs: int, size: int, init: str, std: float | None = None, stride: int = 1, padding: int = 0
+) -> nn.Sequential:
+    """A convolution with the prototxt's fillers, and its ReLU; `std` is of Princeton's Gaussian, if it has one."""
     conv = Conv2d(inputs, outputs, size, stride, padding)
-    return nn.Sequential(caffe_layer(conv, Param(Xavier()), bias_param(0.2), init), nn.ReLU(inplace=True))
+    return nn.Sequential(_filled(conv, std, 0.2, init), nn.ReLU(inplace=True))
 
 
 def inner_product(inputs: int, outputs: int, bias: float, init: str) -> nn.Linear:
-    """An inner product with the prototxt's fillers, its biases starting at `bias`."""
-    return caffe_layer(nn.Linear(inputs, outputs), Param(Xavier()), bias_param(bias), init)
+    """An inner product with the prototxt's fillers, its biases starting at `bias`, in Princeton's at 0."""
+    return _filled(nn.Linear(inputs, outputs), 0.01, bias, init)
+
+
+def _filled(layer: L, std: float | None, bias: float, init: str) -> L:
+    if init == "princeton":
+        weight = Param(Xavier() if std is None else Gaussian(std))
+        return caffe_layer(layer, weight, bias_param(0.0))
+    return caffe_layer(layer, Param(Xavier()), bias_param(bias), init)

@@ -38,6 +38,7 @@ def budget_table(paper: Paper, results: Results) -> pd.DataFrame:
     ends = {
         label: last_iteration(results, label) or runs[0].config["iterations"]
         for label, runs in results.by_label.items()
+        if not records.is_range_test(runs[0].config["schedule"])
     }
     for label, end in ends.items():
         by_budget[_setting(results, label), end].append(label)

@@ -275,7 +275,7 @@ def _ramp(record: Record, curve: list[CurveRow]) -> list[CurveRow]:
     """The evaluations of a range test at which its LR still rises; none of other runs."""
     schedule = record.config["schedule"]
     end = schedule.get("stepsize")
-    if schedule.get("_target_") != f"{records.PACKAGE}schedules.RangeTest" or type(end) is not int:
+    if not records.is_range_test(schedule) or type(end) is not int:
         return []
     return [row for row in curve if row.iteration * record.config.get("compress", 1) <= end]
 

@@ -39,13 +39,21 @@ def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
 
 
 def drops(schedule: Schedule, iterations: int) -> list[int]:
-    """The iterations, before `iterations`, at which the LR drops for good: milestones and starts of phases."""
+    """The iterations, before `iterations`, at which the LR drops for good: milestones, and starts of lower phases."""
     if isinstance(schedule, schedules.Compressed):
-        return _compressed(drops(schedule.schedule, iterations * schedule.factor), schedule.factor)
-    if isinstance(schedule, (schedules.MultiStep, schedules.Drops)):
+        found = _compressed(drops(schedule.schedule, iterations * schedule.factor), schedule.factor)
+    elif isinstance(schedule, schedules.MultiStep):
         found = list(schedule.milestones)
+    elif isinstance(schedule, schedules.Drops):
+        found = sorted({*schedule.milestones, *drops(schedule.schedule, iterations)})
     elif isinstance(schedule, schedules.Phases):
-        found = [phase.start for phase in schedule.phases[1:]]
+        ends = [*(phase.start for phase in schedule.phases[1:]), iterations]
+        within = [
+            phase.start + t
+            for phase, end in zip(schedule.phases, ends, strict=True)
+            for t in drops(phase.schedule, end - phase.start)
+        ]
+        found = sorted({*within, *(start for start in ends[:-1] if schedule(start) < schedule(start - 1))})
     elif isinstance(schedule, schedules.Held):
         found = _held(drops(schedule.schedule, iterations + schedule.first * schedule.every), schedule)
     else:

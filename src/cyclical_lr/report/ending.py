@@ -95,4 +95,4 @@ def suggested_stepsize(experiment: str, ramp: int, conf: Path) -> int:
     Figure 1 uses half of Figure 3's ramp, four epochs. Both are in iterations.
     """
     stated = {row["experiment"]: row for row in read_paper(conf / "paper").bounds.values()}
-    return int(stated.get(experiment, {}).get("stepsize", ramp // 2))
+    return int(stated.get(experiment, {}).get("stepsize", max(1, ramp // 2)))

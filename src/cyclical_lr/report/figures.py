@@ -42,7 +42,6 @@ STYLE: Any = {
     "legend.labelspacing": 0.35,
     "legend.borderaxespad": 0.2,
     "pdf.fonttype": 42,  # embedded, editable text
-    "svg.hashsalt": "cyclical_lr",
 }
 COLUMN, DPI = 3.4, 200
 """Width of a column of text in inches, and dots per inch of the pictures."""

@@ -1,6 +1,5 @@
 """The forest plot: per claim the difference, its interval and its rule's margin, coloured by verdict."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +15,15 @@ from matplotlib.patches import Patch
 from cyclical_lr.report import statistics
 from cyclical_lr.report.arms import BLUE, ORANGE, VERMILLION
 from cyclical_lr.report.figures import COLUMN, GREY, named_rows
-from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.paper import FAMILIES, Paper
 from cyclical_lr.report.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
 
 VERDICT_COLOURS = {REPRODUCED: BLUE, NOT_REPRODUCED: VERMILLION, CONTRADICTED: VERMILLION, INCONCLUSIVE: ORANGE}
 FILLED = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)
 MARKERS = {"number": "o", "equal": "s", "greater": ">"}
 """By rule. Only these compare accuracies, so only they have a place on the axis."""
+HALF: Any = {"fillstyle": "bottom", "markerfacecoloralt": "white"}
+"""Of a preliminary verdict."""
 ROWS = 60
 """The most that one column of the plot has."""
 
@@ -39,7 +40,7 @@ def forest_plot(paper: Paper, decided: Sequence[Verdict]) -> Figure:
         shown[verdict.claim["family"]].append(verdict)
     rows: list[str | Verdict] = []
     for family, verdicts in shown.items():
-        rows += [_heading(family), *verdicts]
+        rows += [FAMILIES.get(family, family), *verdicts]
     columns = _columns(rows)
     differences = [_difference(paper, verdict) for verdicts in shown.values() for verdict in verdicts]
     limit = min(6.0, max(1.5, 1.2 * max(map(abs, differences))))
@@ -72,13 +73,6 @@ def _columns(rows: list[str | Verdict]) -> list[list[str | Verdict]]:
     return [rows[:half], [*again, *rows[half:]]]
 
 
-def _heading(family: str) -> str:
-    """`figure1_shape` as Figure 1, shape."""
-    found = re.fullmatch(r"(figure|table)(\d+)_?(\w*)", family)
-    name = f"{found[1]} {found[2]}{', ' * bool(found[3])}{found[3]}" if found else family
-    return name.capitalize()
-
-
 def _name(row: str | Verdict) -> str:
     """A heading itself; of a verdict its id without the family, with which it begins."""
     if isinstance(row, str):
@@ -108,11 +102,13 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
                 axes.plot(end, y, marker=marker, ms=3, color=colour or GREY, mew=0, clip_on=False, zorder=2)
     difference = _difference(paper, verdict)
     inside = float(np.clip(difference, -limit, limit))
-    face = colour if finding.verdict in FILLED else "white"
-    axes.plot(inside, y, marker=MARKERS[rule], ms=3.5, color=colour or GREY, mfc=face, mew=0.8, clip_on=False, zorder=3)
+    face: Any = {"mfc": colour if finding.verdict in FILLED else "white"}
+    if finding.preliminary:
+        face |= HALF
+    axes.plot(inside, y, marker=MARKERS[rule], ms=3.5, color=colour or GREY, mew=0.8, clip_on=False, zorder=3, **face)
     beyond = "" if inside == difference else " ←" if difference < 0 else " →"
-    remark = f"{difference:+.2f} ({finding.n}){beyond}"
-    axes.annotate(remark, (1.04, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
+    remark = f"{difference:+.2f} ({finding.n}){'†' * bool(verdict.at_ends)}{beyond}"
+    axes.annotate(remark, (1.06, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
 
 
 def _legend(figure: Figure, others: int, columns: int) -> None:
@@ -122,13 +118,14 @@ def _legend(figure: Figure, others: int, columns: int) -> None:
         for name, colour in colours.items()
     ]
     handles += [Line2D([], [], color=GREY, marker="o", ms=3.5, mfc="white", ls="none", label="too few seeds")]
+    handles += [Line2D([], [], color="black", marker="o", ms=3.5, ls="none", label="preliminary", **HALF)]
     rules = {"number": "ours less the paper's", "equal": "A less B, equal?", "greater": "A less B, A above?"}
     handles += [
         Line2D([], [], color="black", marker=MARKERS[rule], ms=3.5, ls="none", label=name)
         for rule, name in rules.items()
     ]
     handles += [Patch(color="0.9", label="the rule's margin")]
-    title = f"{others} more claims are not run, or measure something else: results/claims.md"
+    title = f"†: read in mid-cycle. {others} more claims are not run, or measure something else: results/claims.md"
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, handlelength=1.6, fontsize=6,
         title=title, title_fontsize=6,

@@ -66,8 +66,19 @@ def lead(report: Report) -> str:
     )
     return (
         f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims} claims ({readings} restate Table 3's for "
-        f"staged schedules, which the paper leaves open): {markup.tally(counts)}."
+        f"staged schedules, which the paper leaves open): {markup.tally(counts)}.{_moved(report.verdicts)}"
     )
+
+
+def _moved(decided: Sequence[Verdict]) -> str:
+    """How the tally would change if claims that are read in mid-cycle were read where cycles end."""
+    moved: Counter[str] = Counter()
+    for verdict in decided:
+        there = {finding.verdict for _, finding in verdict.at_ends}
+        if verdict.claim["source"] == "paper" and len(there) == 1 and there != {verdict.finding.verdict}:
+            moved[f"{verdict.finding.text} would be {there.pop()}"] += 1
+    changes = ", ".join(f"{count} {change}" for change, count in sorted(moved.items()))
+    return f" Of those read in mid-cycle, at a stepsize chosen here, {changes} where cycles end." if changes else ""
 
 
 def rules(report: Report) -> str:
@@ -80,9 +91,10 @@ def rules(report: Report) -> str:
         "are fixed, so that intervals cover initialisation and rounding alone. The rules are in "
         "`conf/paper/verdicts.yaml`, whose header names later changes. A number of the paper is reproduced if it lies "
         f"within the {level} prediction interval for a new run of ours (at least ±{number['floor']:g} points; "
-        f"inconclusive if wider than ±{number['inconclusive']:g}). Equal means to within ±{equal['margin']:g} points "
-        f"by two one-sided tests, better is one such test, both at p ≤ {alpha} after Holm's correction over the "
-        "claim's family, including claims not run. Contradicted (or worse): the opposite passes that test. Not "
+        f"inconclusive if wider than ±{number['inconclusive']:g}), which is the easier the more our seeds vary. Equal "
+        f"means to within ±{equal['margin']:g} points by two one-sided tests, better is one such test, both at "
+        f"p ≤ {alpha} after Holm's correction over the claim's family, including claims not run. "
+        "Contradicted (or worse): the opposite passes that test. Not "
         "reproduced (or not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. "
         f"Fewer than {seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a "
         "preliminary one."
@@ -99,13 +111,16 @@ def short(report: Report) -> str:
     for claim in claims:
         clr, fixed = (statistics.mean(cell.values) for cell in by_id[claim].cells)
         n = min(cell.n for cell in by_id[claim].cells)
-        few = f" (n = {n})" if n < report.paper.verdicts["seeds"]["preliminary_below"] else ""
+        few = f" (n = {n} there)" if n < report.paper.verdicts["seeds"]["preliminary_below"] else ""
         leads.append((f"{wording.number(abs(clr - fixed))} points {'above' if clr >= fixed else 'below'}", few))
     (budget, few), (matched, few_matched), (whole, few_whole) = leads
+    end, theirs = statistics.mean(by_id[EQUAL].cells[0].values), report.paper.rows["table1_cifar10_triangular2"]
+    same = by_id[claims[1]].finding.verdict == verdicts.REPRODUCED
+    equal = f" (equal to within ±{report.paper.rule('equal')['margin']:g})" if same else ""
     return (
-        f"In short: after 25,000 iterations CLR is {budget} the fixed policy with the same budget and drops{few}, "
-        f"{matched} it at CLR's mean LR{few_matched}, and {whole} the fixed policy after its 70,000 "
-        f"iterations{few_whole}."
+        f"In short: after 25,000 iterations CLR ends at {wording.number(end)} % (the paper: {theirs['accuracy']:g}), "
+        f"{budget} the fixed policy with the same budget and drops{few}, {matched} that policy at CLR's mean "
+        f"LR{equal}{few_matched}, and {whole} the fixed policy after its 70,000 iterations{few_whole}."
     )
 
 
@@ -113,7 +128,7 @@ def found(report: Report) -> list[str]:
     """What was found, in Markdown: a sentence or two each, which begin with their topic."""
     paper, results = report.paper, report.results
     by_id = {verdict.id: verdict for verdict in report.verdicts}
-    sentences = [_caffe(paper, results), _constant(results), _later(results), _drops(paper, results, by_id)]
+    sentences = [_caffe(paper, results), _constant(paper, results), _later(results), _drops(paper, results, by_id)]
     sentences += [_exp_range(report, by_id), _times(by_id[TIMES].times)]
     sentences += [_bounds(paper, by_id[name], what) for name, what in RANGE_TESTS.items() if by_id[name].ceilings]
     sentences += [_precision(paper, by_id[name]) for name in PRECISION if _all_run(by_id[name])]
@@ -151,11 +166,21 @@ def _lead(paper: Paper, verdict: Verdict) -> str:
     return f"{difference(paper, verdict)} points (n = {n}, {interval})"
 
 
-def _constant(results: Results) -> str:
+def _constant(paper: Paper, results: Results) -> str:
     """Where the fixed policy ends in CLR's budget at each other LR that was run."""
     labels = sorted(arms.constant_lrs(results.by_label).items())
     cells = {f"at {lr:g}": read_cell(results, label, arms.END) for lr, label in labels}
-    return _ends(results, "**Other constant LRs** with CLR's budget and drops (`+study=constant_lr`, in %)", cells)
+    said = _ends(results, "**Other constant LRs** with CLR's budget and drops (`+study=constant_lr`, in %)", cells)
+    clr = read_cell(results, arms.FAITHFUL, arms.END)
+    means = [statistics.mean(cell.values) for cell in cells.values() if cell.n]
+    if not (clr.n and means):
+        return said
+    margin = paper.rule("equal")["margin"]
+    near = sum(abs(mean - statistics.mean(clr.values)) <= margin for mean in means)
+    return (
+        f"{said} That CLR spares the search for an LR, the paper's promise, is judged by no rule: here {near} of these "
+        f"{len(means)} come within {margin:g} points of it."
+    )
 
 
 def _later(results: Results) -> str:
@@ -272,16 +297,16 @@ def _all_run(verdict: Verdict) -> bool:
 
 def _cost(paper: Paper, verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
-    text = f"**Cost**: “{verdict.claim['text']}” {verdict.finding.text.capitalize()}"
+    text = f"**Cost**, {verdict.finding.text}: {verdict.claim['text']}"
     if not verdict.ratios:
-        return f"{text}."
+        return text
     measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
     tally = ", ".join(f"{count} {name}" for name, count in sorted(each.items()))
-    ratios = f"ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full"
+    ratios = f"Ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full"
     none = paper.rule("cost")["limits"]["clr_over_fixed"]
     if verdict.claim["ratio"] != "clr_over_fixed" and all(none[0] <= each <= none[1] for each in measured):
-        ratios += f", within the {100 * (none[1] - 1):g} % that count as none above"
-    return f"{text}: {ratios}; by method and machine: {tally}."
+        ratios += f", less than the {100 * (none[1] - 1):g} % that the claim on CLR's cost takes for none"
+    return f"{text} {ratios}; by method and machine: {tally}."
 
 
 def _times(times: Sequence[TimeToTarget]) -> str:
@@ -302,5 +327,7 @@ def _medians(times: Sequence[TimeToTarget], target: float) -> str:
         reached = f"{time.reached} of {len(time.times)} runs"
         if time.role == "B" and time.speed_up > 0:  # nan and 0 say what the medians say
             reached += f"; CLR's speed-up {wording.speed_up(time.speed_up, time.interval)}"
+            if time.interval.low == 0:
+                reached += ", 0 where its median never gets there"
         said.append(f"`{time.label}` {wording.time(time.median, time.reached)} ({reached})")
     return ", ".join(said)

@@ -12,7 +12,7 @@ from cyclical_lr.records import write_atomic
 from cyclical_lr.report import latex, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.cycles import mid_cycle
-from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.paper import FAMILIES, Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.tables import NUMBERS, PHASE, RATIOS
 from cyclical_lr.report.verdicts import (
@@ -195,7 +195,8 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         "0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
         "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
         f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
-        "of three, they are too narrow). The last column has runs and claims of this study that bear on the paper's.\n",
+        "of three, they are too narrow); a speed-up of 0 is of seeds whose median never gets there. "
+        "The last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(counts)}.\n",
     ]
     by_control = control_claims(verdicts)
@@ -210,7 +211,9 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
             for verdict, claim in ((verdict, verdict.claim) for verdict in verdicts)
             if claim["family"] == family
         ]
-        parts.append(f"## {family}\n\n{wording.pipes(['claim', 'ours', 'verdict', 'controls'], rows)}")
+        parts.append(
+            f"## {FAMILIES.get(family, family)}\n\n{wording.pipes(['claim', 'ours', 'verdict', 'controls'], rows)}"
+        )
     return "\n".join(parts)
 
 

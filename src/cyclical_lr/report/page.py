@@ -19,7 +19,7 @@ from cyclical_lr.report import headline, headline_tables, markup, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.gallery import Entry
 from cyclical_lr.report.headline import Report
-from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.paper import FAMILIES, Paper
 from cyclical_lr.report.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -38,16 +38,6 @@ SECTIONS = {
     "inconsistencies": "The paper's contradictions",
     "provenance": "Provenance",
     "deviations": "Deviations",
-}
-FAMILIES = {
-    **{f"table{number}": f"Table {number}" for number in (1, 2, 3, 4)},
-    **{f"figure{number}": f"Figure {number}" for number in (1, 3, 6, 7, 11)},
-    "table1_imagenet": "Table 1: ImageNet",
-    "figure1_shape": "Figure 1: its shape",
-    "text": "Sections 3 and 4",
-    "text_densenet_caffe": "Section 4.1.2: DenseNet in Caffe",
-    "controls": "Controls of this study",
-    "precision": "Precision",
 }
 ROWS = {"paper": "The paper's rows", "bf16": "The same in bfloat16", "controls": "Controls", "other runs": "Other runs"}
 ON_CIFAR10_FULL = (

@@ -13,6 +13,17 @@ from cyclical_lr.records import ConfigError
 PAPER_FILES = ("table1", "table2", "table3", "table4", "text")
 OPERANDS = {"number": 1, "equal": 2, "greater": 2, "share": 2, "bounds": 1, "cost": 0, "time_to_target": 2}
 """How many cells each rule compares."""
+FAMILIES = {
+    **{f"table{number}": f"Table {number}" for number in (1, 2, 3, 4)},
+    **{f"figure{number}": f"Figure {number}" for number in (1, 3, 6, 7, 11)},
+    "table1_imagenet": "Table 1: ImageNet",
+    "figure1_shape": "Figure 1: its shape",
+    "text": "Sections 3 and 4",
+    "text_densenet_caffe": "Section 4.1.2: DenseNet in Caffe",
+    "controls": "Controls of this study",
+    "precision": "Precision",
+}
+"""Of claims, for a reader."""
 
 
 @dataclass(frozen=True)

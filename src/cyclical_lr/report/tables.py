@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from cyclical_lr.records import PACKAGE, is_range_test
 from cyclical_lr.report import statistics, wording
 from cyclical_lr.report.budget import budget_table
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
@@ -128,7 +129,7 @@ def _other_rows(paper: Paper, results: Results, table: str, shown: set[str]) -> 
     here, anywhere = _experiments(paper, table), _experiments(paper, *DESCRIBED_BY)
     for label, runs in sorted(results.by_label.items()):
         experiment = runs[0].experiment
-        if runs[0].config["schedule"].get("_target_", "").endswith(".RangeTest"):  # ends where its LR is highest
+        if is_range_test(runs[0].config["schedule"]):
             continue
         if label in shown or not (experiment in here or (table == "table1" and experiment not in anywhere)):
             continue
@@ -249,9 +250,9 @@ def times_table(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
     shown = {row["label"] for row in rows}
     rule = paper.rule("time_to_target")
     for label, runs in sorted(results.by_label.items()):
-        network = runs[0].config["model"]["_target_"].split(".")[-2]
+        model = runs[0].config["model"]["_target_"]
         curves = curves_of(results, label, max(record.iterations for record in runs))
-        if label in shown or not curves:
+        if label in shown or not curves or is_range_test(runs[0].config["schedule"]):
             continue
         grid = common_grid(curves)
         evaluated = sorted(grid)
@@ -260,6 +261,7 @@ def times_table(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
             "iterations": spacing,
             "train_seconds": "; ".join(filter(None, [spacing, _clocks(results, [label])])),
         }
+        network = next((name for name in rule["targets"] if model.startswith(f"{PACKAGE}models.{name}.")), "")
         for target in rule["targets"].get(network, []):
             for unit in rule["units"]:
                 ours = times_to_target(curves, target, unit, grid)

@@ -1,6 +1,7 @@
 """One iteration of training: the readable reference, and the fast engine that must equal it."""
 
 import gc
+import hashlib
 import json
 import logging
 import re
@@ -22,8 +23,11 @@ log = logging.getLogger(__name__)
 
 BLOCKS = {"reference": 1, "fast": 50}
 """Iterations between looks at the clock, the loss and the terminal."""
-CHECKS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKS = PACKAGE.parents[1] / "benchmarks" / "results"
 """Where `make gpu-check` writes, in a checkout."""
+STEP = ("kernels.py", "gpu_kernels.py", "solvers.py", "models/*.py", "data/cifar.py", "data/augment.py")
+"""What a step of CIFAR's networks runs, beside this file."""
 
 
 def exact_arithmetic() -> None:
@@ -217,8 +221,9 @@ def choose_engine(
     """The engine for these runs, "fast" or "reference".
 
     "auto" takes the fast one on devices for which `check_file` is there, of this version of torch, and says that it
-    equals the reference; on a GPU for which there is none it says why not. Nor does it take it for runs of a `foreign`
-    class, which nobody has checked: what a step does in Python happens once in a captured graph.
+    equals the reference; on a GPU for which there is none it says why not, and where the code has changed since, that.
+    Nor does it take it for runs of a `foreign` class, which nobody has checked: what a step does in Python happens once
+    in a captured graph.
 
     Raises:
         ConfigError: "fast" is wanted for runs that it cannot train.
@@ -239,11 +244,25 @@ def _unproven(device: torch.device) -> str:
     file = check_file(device)
     if not file.exists():
         return f"`make gpu-check` has not been run on {provenance.device_name(device)} ({file} is missing)"
-    found = json.loads(file.read_text())
-    if not found["fast_equals_reference"]:
+    try:
+        found = json.loads(file.read_text())
+        equal, theirs = found["fast_equals_reference"], found["versions"]["torch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{file} cannot be read ({type(error).__name__}: {error}); run `make gpu-check` again"
+    if not equal:
         return f"the fast engine does not equal it by {file}"
-    theirs, ours = found["versions"]["torch"], provenance.versions()["torch"]
-    return "" if theirs == ours else f"{file} is of torch {theirs}, this is {ours}: run `make gpu-check` again"
+    ours = provenance.versions()["torch"]
+    if theirs != ours:
+        return f"{file} is of torch {theirs}, this is {ours}: run `make gpu-check` again"
+    if found.get("code") != code_of_a_step():
+        log.info("engine=auto: the fast one, which %s found equal before the code changed: see `make gpu-check`", file)
+    return ""
+
+
+def code_of_a_step() -> str:
+    """A checksum of the sources that a step of CIFAR's networks runs."""
+    files = [Path(__file__), *(file for pattern in STEP for file in sorted(PACKAGE.glob(pattern)))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def check_file(device: torch.device) -> Path:

@@ -154,6 +154,11 @@ def make_trainer(
             f"trainer.accelerator: expected a CUDA GPU that torch {torch.__version__}, built for CUDA "
             f"{torch.version.cuda}, can use, found none; use trainer=cpu, or a driver for that CUDA"
         )
+    if accelerator == "gpu" and precision == "bf16-mixed" and torch.cuda.get_device_capability() < (8, 0):
+        raise ConfigError(
+            f"trainer.precision: bf16-mixed needs a GPU of compute capability 8.0 or more, this is "
+            f"{provenance.device_name(torch.device('cuda'))}, where bf16 is emulated; use trainer=gpu"
+        )
     if accelerator == "cpu" and precision == "bf16-mixed" and not (emulate_bf16 or provenance.native_bf16()):
         raise ConfigError(
             f"trainer.precision: bf16-mixed needs a CPU with AVX-512-BF16 or AMX, this is "
