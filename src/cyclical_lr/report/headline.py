@@ -66,18 +66,18 @@ def lead(report: Report) -> str:
     )
     return (
         f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims} claims ({readings} restate Table 3's for "
-        f"staged schedules, which the paper leaves open): {markup.tally(counts)}.{_moved(report.verdicts)}"
+        f"staged schedules, which the paper leaves open): {markup.tally(counts)}.{moved(report)}"
     )
 
 
-def _moved(decided: Sequence[Verdict]) -> str:
+def moved(report: Report) -> str:
     """How the tally would change if claims that are read in mid-cycle were read where cycles end."""
-    moved: Counter[str] = Counter()
-    for verdict in decided:
+    counts: Counter[str] = Counter()
+    for verdict in report.verdicts:
         there = {finding.verdict for _, finding in verdict.at_ends}
         if verdict.claim["source"] == "paper" and len(there) == 1 and there != {verdict.finding.verdict}:
-            moved[f"{verdict.finding.text} would be {there.pop()}"] += 1
-    changes = ", ".join(f"{count} {change}" for change, count in sorted(moved.items()))
+            counts[f"{verdict.finding.text} would be {there.pop()}"] += 1
+    changes = ", ".join(f"{count} {change}" for change, count in sorted(counts.items()))
     return f" Of those read in mid-cycle, at a stepsize chosen here, {changes} where cycles end." if changes else ""
 
 

@@ -135,6 +135,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         found=[markdown.line(sentence) for sentence in headline.found(report)],
         claims=sum(counts.values()),
         tally=counts.items(),
+        moved=headline.moved(report),
         beside_clr=_grid(headline_tables.beside_clr(report)),
         measured=_grid(headline_tables.measured_rows(report)),
         along=[_along(curve, figure1["uncertainty"]) for curve in headline_tables.along_the_way(results, figure1)],
@@ -186,7 +187,8 @@ def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
         section = str(section)
         run = bool((rows.drop(columns=["section", "run"], errors="ignore") != NOT_RUN).all(axis=1).any())
         title = ROWS.get(section) or claims.get(section, section)
-        sections.append({"title": title, "run": run, **_grid(rows.drop(columns="section"))})
+        folded = not run or (name == "time_to_target" and section not in claims)  # a row for every label
+        sections.append({"title": title, "run": run, "folded": folded, **_grid(rows.drop(columns="section"))})
     seeds = paper.verdicts["seeds"]["preliminary_below"]
     command = f"{wording.studies(STUDIES[name], seeds) or BENCHMARK}\npython scripts/report.py"
     return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
