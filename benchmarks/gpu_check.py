@@ -52,6 +52,11 @@ TESTS = ("tests/training/test_engine.py", "tests/training/test_fast_runs.py", "t
 TABLE_4 = ("resnet", "sd", "densenet")
 TESTING = 240
 """Seconds that the tests may take."""
+KERNELS = {
+    "": ["+experiment=cifar10_tri2", "trainer=gpu"],
+    " of DenseNet in bf16": ["+experiment=cifar10_densenet_lr01", "trainer=gpu_bf16"],
+}
+"""What is run to see which kernels an iteration spends its time in: the overrides, by name."""
 IMAGENET = ("imagenet_alexnet_tri2", "imagenet_googlenet_tri2")
 """One card of each network; what is measured are images per second, which all cards of a network share."""
 
@@ -135,7 +140,8 @@ def main(overrides: list[str]) -> int:
         keep("measured", name, measured)
     for name in IMAGENET:
         keep("imagenet", name, partial(imagenet_hours, name, device))
-    keep("kernels", "microseconds of an iteration", lambda: kernels([*overrides, "trainer=gpu"], device))
+    for what, options in KERNELS.items():
+        keep("kernels", f"microseconds of an iteration{what}", partial(kernels, [*options, *overrides], device))
     print(json.dumps(outcome, indent=1))
     print(f"wrote {file}")
     return int(not outcome["fast_equals_reference"])
@@ -159,8 +165,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def kernels(overrides: list[str], device: torch.device, most: int = 15) -> dict[str, float]:
-    """The kernels in which the steps of cifar10_tri2 spend most of a device's time: microseconds of an iteration."""
-    plan = plain(compose_config(CONF, ["+experiment=cifar10_tri2", *overrides]))
+    """The kernels in which the steps of a run spend most of a device's time: microseconds of an iteration."""
+    plan = plain(compose_config(CONF, overrides))
     config = describe(plan, seed=0)
     data = build(plan["data"])
     data.prepare_data()
@@ -172,10 +178,12 @@ def kernels(overrides: list[str], device: torch.device, most: int = 15) -> dict[
     total = torch.zeros((), dtype=torch.float64, device=device)
     engine = FastEngine([member.network], [member.solver], partial(module.batch, data.train), lrs.tolist(), [total])
     indices = data.indices(0, 0, 2 * block)[None].to(device)
-    engine(0, indices[:, :block])
-    with torch.profiler.profile() as profile:
-        engine(block, indices[:, block:])
-        now(device)
+    mixed = plan["trainer"]["precision"] == "bf16-mixed"
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):  # as Lightning's
+        engine(0, indices[:, :block])
+        with torch.profiler.profile() as profile:
+            engine(block, indices[:, block:])
+            now(device)
     on_gpu = device.type == "cuda"
     spent = {
         row.key: row.self_device_time_total if on_gpu else row.self_cpu_time_total for row in profile.key_averages()
