@@ -26,6 +26,7 @@ from torch.multiprocessing import get_start_method
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.io import decode_jpeg
 
+from cyclical_lr.command_line import cores
 from cyclical_lr.data.batch_memory import BatchMemory
 from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
 from cyclical_lr.data.order import loader, permutation, stream, stretch_end
@@ -162,9 +163,8 @@ class ImageNetData(pl.LightningDataModule):
             **{"num_classes": num_classes, "train_images": train_images, "test_images": test_images},
             **{"train_sha256": train_sha256, "test_sha256": test_sha256, "mean_sha256": mean_sha256},
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's, all of which may use all cores
-        self.workers = max(1, cores // ranks) if workers is None else workers
+        self.workers = max(1, cores() // ranks) if workers is None else workers
         self.decode = decode
         self.images: dict[Split, Images] = {}
 

@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
+from cyclical_lr.command_line import cores
 from cyclical_lr.records import ConfigError
 
 T = TypeVar("T")
@@ -51,12 +52,11 @@ def _environment_of_srun() -> dict[str, str]:
             "Use torchrun --nproc_per_node 2 scripts/run.py ..., or srun --ntasks 2 --kill-on-bad-exit python "
             "scripts/run.py ..., or cluster=slurm hydra.launcher.tasks_per_node=2; for one device, trainer=gpu or cpu"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     port = 20000 + (31 * int(given["SLURM_JOB_ID"]) + int(given["SLURM_STEP_ID"])) % 10000
     per_node = given.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 2(x3),1
     sharing = max(map(int, re.findall(r"(?:^|,)(\d+)", per_node)))
     if own := given.get("SLURM_CPUS_PER_TASK"):  # Slurm may have bound a rank to its own cores, which none shares then
-        sharing = max(1, cores // int(own))
+        sharing = max(1, cores() // int(own))
     return {
         "RANK": given["SLURM_PROCID"],
         "LOCAL_RANK": given["SLURM_LOCALID"],

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 BLOCKS = {"reference": 1, "fast": 50}
 """Iterations between looks at the clock, the loss and the terminal."""
-PACKAGE = Path(__file__).resolve().parents[1]
-CHECKS = PACKAGE.parents[1] / "benchmarks" / "results"
+SOURCES = Path(__file__).resolve().parents[1]
+CHECKS = SOURCES.parents[1] / "benchmarks" / "results"
 """Where `make gpu-check` writes, in a checkout."""
 STEP = ("kernels.py", "gpu_kernels.py", "solvers.py", "models/*.py", "data/cifar.py", "data/augment.py")
 """What a step of CIFAR's networks runs, beside this file."""
@@ -261,7 +261,7 @@ def _unproven(device: torch.device) -> str:
 
 def code_of_a_step() -> str:
     """A checksum of the sources that a step of CIFAR's networks runs."""
-    files = [Path(__file__), *(file for pattern in STEP for file in sorted(PACKAGE.glob(pattern)))]
+    files = [Path(__file__), *(file for pattern in STEP for file in sorted(SOURCES.glob(pattern)))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
