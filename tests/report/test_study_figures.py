@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import cards
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ def test_too_few_seeds_are_shown_hollow_and_what_has_no_row_is_counted(add_run, 
     assert {line.get_markerfacecolor() for line in markers} == {"white"}
     others = len(paper.claims) - 3
     assert f"{others} more claims are not run, or measure something else" in texts(figure)
+
+
+def test_a_preliminary_verdict_is_half_filled_and_one_read_in_mid_cycle_is_marked(add_run, draw):
+    config = {"schedule": cards.plan("cifar10_exp_range")["schedule"]}
+    for seed in range(3):
+        values = {40_000: 81.4, 42_000: 79.6 + seed / 10, 44_000: 81.5}
+        add_run("cifar10_exp_range", seed, {0: 10.0, **values}, config=config)
+    for seed in range(10):
+        add_run("cifar10_tri2", seed, {0: 10.0, 25_000: 80.6 + seed / 100})
+    figure = draw("verdicts")
+    markers = [line for line in figure.axes[0].lines if line.get_marker() in forest.MARKERS.values()]
+    assert [line.get_fillstyle() for line in markers] == ["full", "bottom"]
+    assert "-2.50 (3)†" in texts(figure) and "(10)†" not in texts(figure)
 
 
 def test_a_difference_beyond_the_axis_stands_at_its_edge_with_its_value(add_run, draw):

@@ -1,6 +1,6 @@
 """Where the cycles of a schedule end and its LR drops, and what a run has at a cycle's end that is read elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -29,12 +29,7 @@ def cycle_ends(schedule: Schedule, iterations: int) -> list[int]:
     if isinstance(schedule, schedules.Compressed):
         return _compressed(cycle_ends(schedule.schedule, iterations * schedule.factor), schedule.factor)
     if isinstance(schedule, schedules.Phases):
-        ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]
-        return [
-            phase.start + t
-            for phase, end in zip(schedule.phases, ends, strict=True)
-            for t in cycle_ends(phase.schedule, end - phase.start)
-        ]
+        return _in_phases(cycle_ends, schedule, iterations)
     return []
 
 
@@ -47,18 +42,23 @@ def drops(schedule: Schedule, iterations: int) -> list[int]:
     elif isinstance(schedule, schedules.Drops):
         found = sorted({*schedule.milestones, *drops(schedule.schedule, iterations)})
     elif isinstance(schedule, schedules.Phases):
-        ends = [*(phase.start for phase in schedule.phases[1:]), iterations]
-        within = [
-            phase.start + t
-            for phase, end in zip(schedule.phases, ends, strict=True)
-            for t in drops(phase.schedule, end - phase.start)
-        ]
-        found = sorted({*within, *(start for start in ends[:-1] if schedule(start) < schedule(start - 1))})
+        lower = [phase.start for phase in schedule.phases[1:] if schedule(phase.start) < schedule(phase.start - 1)]
+        found = sorted({*lower, *_in_phases(drops, schedule, iterations)})
     elif isinstance(schedule, schedules.Held):
         found = _held(drops(schedule.schedule, iterations + schedule.first * schedule.every), schedule)
     else:
         found = []
     return [t for t in found if t < iterations]
+
+
+def _in_phases(of: Callable[[Schedule, int], list[int]], schedule: schedules.Phases, iterations: int) -> list[int]:
+    """What `of` finds in each phase, up to its end or to `iterations`, in the whole schedule's iterations."""
+    ends = [min(phase.start, iterations) for phase in schedule.phases[1:]] + [iterations]
+    return [
+        phase.start + t
+        for phase, end in zip(schedule.phases, ends, strict=True)
+        for t in of(phase.schedule, end - phase.start)
+    ]
 
 
 def _held(iterations: list[int], held: schedules.Held) -> list[int]:
