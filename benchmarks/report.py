@@ -22,8 +22,9 @@ import numpy as np
 
 from cyclical_lr import records
 from cyclical_lr.records import CurveRow, Record
-from cyclical_lr.report import collect, gallery, headline, markup, page, readme
+from cyclical_lr.report import collect, gallery, markup, page, readme
 from cyclical_lr.report.paper import read_paper
+from cyclical_lr.report.report import Report, make_report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EVALUATIONS, EVERY = 70, 1000
@@ -113,8 +114,8 @@ def main() -> int:
             collect.write_runs(results_dir, results)
             return results
 
-        def decide() -> headline.Report:
-            report = headline.make_report(paper, results)
+        def decide() -> Report:
+            report = make_report(paper, results)
             markup.write_tables(results_dir, paper, report.tables)
             markup.write_claims(results_dir, paper, results, report.verdicts)
             return report
@@ -124,7 +125,7 @@ def main() -> int:
             return written
 
         def publish() -> Path:
-            readme.block(report, REPOSITORY / "conf")
+            readme.block(report)
             pictures = page.pictures(gallery.FIGURES.values(), results_dir / "figures")
             return page.write_page(results_dir / "report.html", REPOSITORY, report, pictures)
 

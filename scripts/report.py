@@ -40,8 +40,9 @@ def main(cfg: DictConfig) -> None:
 
 def report(cfg: DictConfig) -> Sequence[str]:
     """Read, draw and write what is asked for; what was wrong with which file."""
-    from cyclical_lr.report import collect, figures, gallery, headline, markup, page, readme
+    from cyclical_lr.report import collect, figures, gallery, markup, page, readme
     from cyclical_lr.report.paper import read_paper
+    from cyclical_lr.report.report import make_report
 
     known = [key for key in map(str, OmegaConf.load(CONF / "report.yaml")) if key not in ("defaults", "hydra")]
     if unknown := sorted(map(str, set(cfg) - set(known))):  # Hydra takes `+typo=1`
@@ -61,7 +62,7 @@ def report(cfg: DictConfig) -> Sequence[str]:
 
     results = collect.collect(results_dir)
     paper = read_paper(CONF / "paper")
-    said = headline.make_report(paper, results)
+    said = make_report(paper, results)
     written = [
         collect.write_runs(results_dir, results),
         *markup.write_tables(results_dir, paper, said.tables),
@@ -83,7 +84,7 @@ def report(cfg: DictConfig) -> Sequence[str]:
         pictures = page.pictures(shown, figures_dir)
         written.append(page.write_page(Path(cfg.page), REPOSITORY, said, pictures, heading))
     if readme_file:
-        written.append(readme.write_readme(readme_file, readme.block(said, CONF)))
+        written.append(readme.write_readme(readme_file, readme.block(said)))
 
     print(f"{len(results.records)} runs in {results_dir}")
     for path in written:

@@ -14,8 +14,11 @@ import yaml
 from cyclical_lr.records import CurveRow, write_curve
 from cyclical_lr.report import arms, collect, figures, paper_figures
 from cyclical_lr.report.collect import Results
+from cyclical_lr.report.paper import read_paper
+from cyclical_lr.report.report import Report
 
 CONF = Path(__file__).parents[2] / "conf"
+PAPER = read_paper(CONF / "paper")
 NOTHING = Results({}, {}, ())
 WITH_ARMS = [number for number, figure in paper_figures.FIGURES.items() if figure.arms]
 DRAWN_ALONE = [1, 2, 3]
@@ -46,6 +49,10 @@ def run_all(add_run, tmp_path):
     return run
 
 
+def draw(number: int, results: Results):
+    return paper_figures.draw(number, Report(PAPER, results, verdicts=[], tables={}), CONF)
+
+
 def texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(plt.Text))
 
@@ -59,7 +66,7 @@ def lines(figure, gid: str):
 
 @pytest.mark.parametrize("number", WITH_ARMS)
 def test_every_figure_shows_all_its_arms_and_no_text_leaves_it(number, run_all):
-    figure = paper_figures.draw(number, run_all(paper_figures.FIGURES[number].arms), CONF)
+    figure = draw(number, run_all(paper_figures.FIGURES[number].arms))
     assert texts(figure).count("(n = 2)") == len(paper_figures.FIGURES[number].arms)
     assert "not run" not in texts(figure)
     figure.draw_without_rendering()
@@ -70,7 +77,7 @@ def test_every_figure_shows_all_its_arms_and_no_text_leaves_it(number, run_all):
 def test_a_figure_says_which_of_its_arms_were_not_run(add_run, tmp_path):
     for label in ("cifar10_tri2", "cifar10_fixed_25k"):
         add_run(label, 0, {0: 10.0, 16_000: 78.0, 25_000: 80.5})
-    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    figure = draw(1, collect.collect(tmp_path))
     assert texts(figure).count("(n = 1)") == 2
     assert "fixed, drops at 60k and 65k (not run)" in texts(figure)
     assert texts(figure).count("not run") == 2
@@ -78,13 +85,13 @@ def test_a_figure_says_which_of_its_arms_were_not_run(add_run, tmp_path):
 
 def test_figure_1_has_the_runs_of_caffe_itself_where_there_are_some(add_run, tmp_path):
     add_run("cifar10_tri2", 0, {0: 10.0, 25_000: 80.5})
-    assert "Caffe itself" not in texts(paper_figures.draw(1, collect.collect(tmp_path), CONF))
+    assert "Caffe itself" not in texts(draw(1, collect.collect(tmp_path)))
     (tmp_path / "caffe").mkdir()
     for seed in (1, 2):
         ends = ((0, 10.0), (25_000, 81.0 + seed))
         rows = [CurveRow(t, 0.001, math.nan, 1.0, accuracy, math.nan) for t, accuracy in ends]
         write_curve(tmp_path / "caffe" / f"cifar10_tri2-{seed}.csv", rows)
-    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    figure = draw(1, collect.collect(tmp_path))
     assert texts(figure).count("Caffe itself (n = 2)") == 1
     assert [line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_color() == "black"] == [82.0, 83.0]
 
@@ -97,10 +104,10 @@ def test_a_notebooks_own_figures_stay_on_its_screen():
 @pytest.mark.parametrize("number", paper_figures.FIGURES)
 def test_without_any_run_a_figure_shows_the_papers_curve_or_gives_its_command(number):
     if number in DRAWN_ALONE:
-        assert paper_figures.draw(number, NOTHING, CONF).axes
+        assert draw(number, NOTHING).axes
         return
     with pytest.raises(figures.MissingRuns) as missing:
-        paper_figures.draw(number, NOTHING, CONF)
+        draw(number, NOTHING)
     assert str(missing.value) == f"Figure {number} has no run yet: {paper_figures.command(number)}"
 
 
@@ -131,7 +138,7 @@ def test_there_is_a_caption_and_a_command_for_each_of_the_thirteen_figures():
 @pytest.mark.parametrize(("number", "x"), [(1, "iteration"), (3, "lr"), (7, "lr")])
 def test_the_papers_points_are_drawn_where_they_were_digitised(number, x, run_all):
     results = run_all(paper_figures.FIGURES[number].arms[:1], seeds=(0,))
-    drawn = lines(paper_figures.draw(number, results, CONF), "digitised")
+    drawn = lines(draw(number, results), "digitised")
     curves = yaml.safe_load((CONF / "paper" / f"figure{number}.yaml").read_text())["curves"]
     assert [line.get_xydata().tolist() for line in drawn] == [
         [[point[x], point["accuracy"]] for point in curve["points"]] for curve in curves
@@ -148,19 +155,19 @@ def test_the_papers_points_are_drawn_where_they_were_digitised(number, x, run_al
 )
 def test_the_numbers_of_the_papers_table_1_stand_at_their_iterations(number, numbers, run_all):
     results = run_all(paper_figures.FIGURES[number].arms[:1], seeds=(0,))
-    drawn = lines(paper_figures.draw(number, results, CONF), "tables")
+    drawn = lines(draw(number, results), "tables")
     assert {(t, accuracy) for line in drawn for t, accuracy in line.get_xydata().tolist()} == numbers
 
 
 def test_numbers_that_the_paper_gives_no_iteration_for_stand_at_none(run_all):
-    figure = paper_figures.draw(6, run_all(("cifar10_bn_clr",), seeds=(0,)), CONF)
+    figure = draw(6, run_all(("cifar10_bn_clr",), seeds=(0,)))
     assert not lines(figure, "tables")
     assert "paper: 72.2 %" in " ".join(texts(figure).split())
 
 
 @pytest.mark.parametrize(("number", "x_limits", "y_limits"), [(1, (0, 70_000), (20, 85)), (3, (0, 0.02), (10, 60))])
 def test_the_axes_are_the_papers(number, x_limits, y_limits):
-    axes = paper_figures.draw(number, NOTHING, CONF).axes[0]
+    axes = draw(number, NOTHING).axes[0]
     assert axes.get_xlim() == x_limits and axes.get_ylim() == y_limits
 
 
@@ -169,7 +176,7 @@ def test_a_line_is_the_mean_over_the_seeds_and_its_band_their_range_where_all_we
     add_run("cifar10_exp", 1, {0: 12.0, 500: 1.0, 1_000: 63.0, 70_000: 77.0})
     add_run("cifar10_exp", 2, {0: 11.0, 1_000: 66.0, 70_000: 79.0})
     add_run("cifar10_exp", 3, {0: 9.0, 1_000: 5.0}, status="diverged")
-    axes = paper_figures.draw(4, collect.collect(tmp_path), CONF).axes[0]
+    axes = draw(4, collect.collect(tmp_path)).axes[0]
     (line,) = [line for line in axes.lines if line.get_label().startswith("exp:")]
     assert line.get_label().endswith("(n = 3, 1 diverged)")
     assert line.get_xydata().tolist() == [[0, 11], [1_000, 63], [70_000, 78]]
@@ -198,13 +205,13 @@ def test_of_a_users_runs_those_that_are_done_are_drawn_and_the_others_counted(ad
 
 def test_one_seed_has_no_band(add_run, tmp_path):
     add_run("cifar10_exp", 0, {0: 10.0, 70_000: 78.0})
-    figure = paper_figures.draw(4, collect.collect(tmp_path), CONF)
+    figure = draw(4, collect.collect(tmp_path))
     assert not figure.axes[0].collections and "range of the seeds" not in texts(figure)
 
 
 def test_dots_mark_the_cycle_ends_that_were_reached_and_dotted_lines_the_drops(add_run, tmp_path):
     add_run("cifar10_tri2", 0, {t: t / 1_000 for t in range(0, 25_001, 1_000)})
-    figure = paper_figures.draw(1, collect.collect(tmp_path), CONF)
+    figure = draw(1, collect.collect(tmp_path))
     (dots,) = lines(figure, "cycle ends")
     ends = [4_000, 8_000, 12_000, 16_000, 18_000, 20_000, 22_000, 23_000, 24_000, 25_000]
     assert dots.get_xydata().tolist() == [[t, t / 1_000] for t in ends]
@@ -219,13 +226,13 @@ def test_a_range_test_that_diverged_is_drawn_to_where_it_got_and_counted(run_all
         "cifar10_range_test", 0, {0: 10.0, 200: 20.0, 400: 30.0}, {0: 0.0, 200: 0.001, 400: 0.002}, status="diverged",
         iterations=500, config={"schedule": ramp, "model": network, "data": {"name": "cifar10"}, "iterations": 4_000},
     )  # fmt: skip
-    figure = paper_figures.draw(3, collect.collect(tmp_path), CONF)
+    figure = draw(3, collect.collect(tmp_path))
     assert "ours (n = 0, 1 diverged)" in texts(figure)
     assert [line.get_xydata().tolist() for line in lines(figure, "diverged")] == [[[0.002, 30.0]]]
 
 
 def test_the_bounds_of_the_paper_and_of_this_studys_rules_are_both_named(run_all):
-    figure = paper_figures.draw(3, run_all(("cifar10_range_test",)), CONF)
+    figure = draw(3, run_all(("cifar10_range_test",)))
     assert "bounds, the paper's: 0.001, 0.006" in texts(figure)
     assert re.search(r"by this study's rules: 0\.00\d+, 0\.0\d+", texts(figure))
 
@@ -234,7 +241,7 @@ def test_the_bounds_of_the_paper_and_of_this_studys_rules_are_both_named(run_all
 
 
 def test_a_saved_figure_does_not_show_the_last_digits_of_its_layouts_solver(tmp_path):
-    figure = paper_figures.draw(3, NOTHING, CONF)
+    figure = draw(3, NOTHING)
     drawn = [axes.get_position().bounds for axes in figure.axes]
     figures.save(figure, tmp_path, "fig03")
     saved = [axes.get_position().bounds for axes in figure.axes]
@@ -244,7 +251,7 @@ def test_a_saved_figure_does_not_show_the_last_digits_of_its_layouts_solver(tmp_
 
 def test_a_figure_is_saved_as_the_same_bytes_with_embedded_fonts_and_no_time(tmp_path):
     written = [
-        [path.read_bytes() for path in figures.save(paper_figures.draw(3, NOTHING, CONF), tmp_path / name, "fig03")]
+        [path.read_bytes() for path in figures.save(draw(3, NOTHING), tmp_path / name, "fig03")]
         for name in ("once", "twice")
     ]
     assert written[0] == written[1]

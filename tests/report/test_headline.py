@@ -4,11 +4,12 @@ import cards
 
 from cyclical_lr.report import headline
 from cyclical_lr.report.collect import Results, collect
+from cyclical_lr.report.report import make_report
 
 
 def found(paper, results):
     """The sentences about accuracy; the two after them are about cost (test_measured_rules.py)."""
-    *sentences, same, more = headline.found(headline.make_report(paper, results))
+    *sentences, same, more = headline.found(make_report(paper, results))
     assert same.startswith("**Cost**, not run: CLR needs") and more.startswith("**Cost**, not run: Methods that")
     return sentences
 
@@ -20,7 +21,7 @@ def curve(last, at_drop=76.0):
 def test_without_a_run_the_sentences_say_not_run(paper):
     sentences = found(paper, Results({}, {}, ()))
     assert sentences == ["**LR drops** add at 25,000: to CLR not run; to `decay` not run; to `exp` not run."]
-    lead = headline.lead(headline.make_report(paper, Results({}, {}, ())))
+    lead = headline.lead(make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
     assert (
         lead == f"0 runs so far. Of the paper's {ours} claims (10 restate Table 3's for staged schedules, which the "
@@ -40,7 +41,7 @@ def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add
     for label, last in (("fixed_25k", 79.0), ("fixed_25k_matched", 80.5)):
         add_run(f"cifar10_{label}", 0, curve(last))
     add_run("cifar10_fixed", 0, {0: 10.0, 70_000: 82.0})
-    said = headline.short(headline.make_report(paper, collect(tmp_path)))
+    said = headline.short(make_report(paper, collect(tmp_path)))
     assert said == (
         "In short: after 25,000 iterations CLR ends at 80.00 % (the paper: 81.4), 1.00 points above the fixed policy "
         "with the same budget and drops (n = 1 there), 0.50 points below that policy at CLR's mean LR (n = 1 there), "
@@ -49,10 +50,10 @@ def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add
     for seed in range(1, 10):
         for label, last in (("tri2", 80.0), ("fixed_25k", 79.0)):
             add_run(f"cifar10_{label}", seed, curve(last))
-    assert "budget and drops, 0.50" in headline.short(headline.make_report(paper, collect(tmp_path)))
+    assert "budget and drops, 0.50" in headline.short(make_report(paper, collect(tmp_path)))
     for seed in range(1, 10):
         add_run("cifar10_fixed_25k_matched", seed, curve(80.0 + seed / 100))
-    said = headline.short(headline.make_report(paper, collect(tmp_path)))
+    said = headline.short(make_report(paper, collect(tmp_path)))
     assert "that policy at CLR's mean LR (equal to within ±0.5), and 2.00 points below" in said
 
 
@@ -61,7 +62,7 @@ def test_the_tally_tells_what_it_would_be_where_cycles_end(paper, tmp_path, add_
     for seed in range(3):
         values = {40_000: 82.0 + seed / 5, 42_000: 79.0 + seed / 5, 44_000: 82.2}
         add_run("cifar10_exp_range", seed, {0: 10.0, **values}, config=config)
-    said = headline.lead(headline.make_report(paper, collect(tmp_path)))
+    said = headline.lead(make_report(paper, collect(tmp_path)))
     assert (
         " Of those read in mid-cycle, at a stepsize chosen here, 1 not reproduced (preliminary) would be reproduced "
         "where cycles end."
@@ -69,7 +70,7 @@ def test_the_tally_tells_what_it_would_be_where_cycles_end(paper, tmp_path, add_
 
 
 def test_the_rules_are_told_by_their_own_numbers(paper):
-    said = headline.rules(headline.make_report(paper, Results({}, {}, ())))
+    said = headline.rules(make_report(paper, Results({}, {}, ())))
     assert all(part in said for part in ("95 % prediction", "at least ±0.5", "wider than ±1.5", "within ±0.5"))
     assert all(part in said for part in ("p ≤ 0.05", "Fewer than 3", "fewer than 10"))
 

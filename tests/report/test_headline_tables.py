@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from cyclical_lr.report import headline, headline_tables
+from cyclical_lr.report import headline_tables
 from cyclical_lr.report.collect import Results, collect
+from cyclical_lr.report.report import make_report
 
 # CLR beside other policies --------------------------------------------------------------------------------------------
 
@@ -13,7 +14,7 @@ PAPER = "the paper, % (what would fit)"
 
 
 def beside(paper, results):
-    frame = headline_tables.beside_clr(headline.make_report(paper, results))
+    frame = headline_tables.beside_clr(make_report(paper, results))
     return {row["card"]: row for row in frame.to_dict("records")}
 
 

@@ -11,6 +11,7 @@ import yaml
 from cyclical_lr.range_test import Curve
 from cyclical_lr.report import headline, markup, tables, verdicts
 from cyclical_lr.report.collect import Cell, Results, collect
+from cyclical_lr.report.report import Report
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -242,7 +243,7 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "solvers-a-cpu.json").write_text(json.dumps(benchmark()))
     results = collect(tmp_path)
-    report = headline.Report(paper, results, verdicts.decide(paper, results), tables={})
+    report = Report(paper, results, verdicts.decide(paper, results), tables={})
     page = markup.claims_page(paper, results, report.verdicts)
     lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert (

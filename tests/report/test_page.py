@@ -13,8 +13,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cyclical_lr.report import collect as collecting
-from cyclical_lr.report import gallery, headline, markup, page
+from cyclical_lr.report import gallery, markup, page
 from cyclical_lr.report.collect import Results, collect
+from cyclical_lr.report.report import make_report
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS, FIGURES = REPOSITORY / "results", REPOSITORY / "paper_figures"
@@ -73,7 +74,7 @@ def html_of(report, folder, shown=()):
 @pytest.fixture(scope="module")
 def committed(paper):
     """The report on this repository's own results."""
-    return headline.make_report(paper, collect(RESULTS))
+    return make_report(paper, collect(RESULTS))
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def some(paper, tmp_path, add_run):
     add_run(HOSTILE, 0, {0: 10.0, 7_000: 60.0}, message="</td><script>alert(2)</script>", device="<b>gpu</b>")
     add_run("cifar10_decay", 0, {0: 10.0}, status="diverged")
     shutil.copytree(RESULTS / "benchmarks", tmp_path / "benchmarks")
-    return headline.make_report(paper, collect(tmp_path))
+    return make_report(paper, collect(tmp_path))
 
 
 # The committed page ---------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_the_headings_have_one_top_and_skip_no_level(some, tmp_path):
 
 
 def test_the_same_records_give_the_same_bytes(some, paper, tmp_path):
-    again = headline.make_report(paper, collect(tmp_path))
+    again = make_report(paper, collect(tmp_path))
     assert html_of(some, tmp_path) == html_of(again, tmp_path)
 
 
@@ -261,13 +262,13 @@ def test_the_command_of_a_claim_is_one_that_can_be_typed(some):
 
 
 def test_without_a_run_the_page_says_so_everywhere(paper, tmp_path):
-    parsed = Parsed(html_of(headline.make_report(paper, Results({}, {}, ())), tmp_path))
+    parsed = Parsed(html_of(make_report(paper, Results({}, {}, ())), tmp_path))
     assert "0 runs so far." in parsed.text and "No run yet." in parsed.text
     ours = sum(verdict["source"] == "paper" for verdict in paper.claims)
     assert f"{ours} not run" in parsed.text
 
 
 def test_files_that_were_left_out_are_counted(paper, tmp_path):
-    text = Parsed(html_of(headline.make_report(paper, Results({}, {}, ("a", "b"))), tmp_path)).text
+    text = Parsed(html_of(make_report(paper, Results({}, {}, ("a", "b"))), tmp_path)).text
     assert "incomplete 2 of the files in the results could not be used" in text
-    assert "incomplete" not in Parsed(html_of(headline.make_report(paper, Results({}, {}, ())), tmp_path)).text
+    assert "incomplete" not in Parsed(html_of(make_report(paper, Results({}, {}, ())), tmp_path)).text

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cyclical_lr.report import headline, page
+from cyclical_lr.report import page
 from cyclical_lr.report.collect import collect
+from cyclical_lr.report.report import make_report
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -94,7 +95,7 @@ def test_long_names_and_messages_widen_nothing(browse, paper, tmp_path, add_run)
     long = "cifar10_tri2[" + ",".join(f"data.something_long_{number}=0.00392156862745098" for number in range(8)) + "]"
     add_run(long, 0, {0: 10.0, 25_000: 81.0}, message="x" * 300, device="A device with a name that goes on " * 5)
     add_run("y" * 120, 0, {0: 10.0, 25_000: 81.0})
-    html = page.html(tmp_path, REPOSITORY, headline.make_report(paper, collect(tmp_path)), [])
+    html = page.html(tmp_path, REPOSITORY, make_report(paper, collect(tmp_path)), [])
     measured, console = browse(html)
     assert long in html and console == []
     for each in measured:

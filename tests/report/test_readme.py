@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cyclical_lr.records import ConfigError
-from cyclical_lr.report import headline, readme
+from cyclical_lr.report import readme
 from cyclical_lr.report.collect import Results, collect
+from cyclical_lr.report.report import make_report
 
 REPOSITORY = Path(__file__).parents[2]
 CONF, README = REPOSITORY / "conf", REPOSITORY / "README.md"
@@ -21,7 +22,7 @@ def test_the_readme_says_what_the_results_say(paper, committed_results):
     """A mismatch means: python scripts/report.py, then commit results/, paper_figures/ and README.md."""
     results = collect(committed_results)
     assert results.records and not results.problems
-    block = readme.block(headline.make_report(paper, results), CONF)
+    block = readme.block(make_report(paper, results))
     assert between_markers(README.read_text(encoding="utf-8")) == block, "README.md: run python scripts/report.py"
 
 
@@ -72,7 +73,7 @@ def test_every_row_links_to_its_lab_card_and_has_n_the_papers_number_and_the_ver
     add_run("cifar10_fixed_25k", 0, {0: 10.0, 16_000: 76.0, 25_000: 79.4})
     add_run("cifar10_decay", 0, {0: 10.0}, status="diverged")
     add_run("cifar10_tri2[data.shuffle=True]", 0, {0: 10.0, 25_000: 81.0})
-    block = readme.block(headline.make_report(paper, collect(tmp_path)), CONF)
+    block = readme.block(make_report(paper, collect(tmp_path)))
     link = "[`{0}`](conf/experiment/{0}.yaml)".format
     row = f"| {link('cifar10_tri2')} | 25,000 | 81.30 [81.05, 81.55] | 3 | 81.4 (Table 1) | reproduced (preliminary) |"
     assert row in block
@@ -86,6 +87,6 @@ def test_every_row_links_to_its_lab_card_and_has_n_the_papers_number_and_the_ver
 
 
 def test_without_a_run_the_block_says_so(paper):
-    block = readme.block(headline.make_report(paper, Results({}, {}, ())), CONF)
+    block = readme.block(make_report(paper, Results({}, {}, ())))
     assert "0 runs so far." in block and "| run |" not in block and "fig01" not in block
     assert "| [CLR](conf/experiment/cifar10_tri2.yaml) | 25,000 | not run | 0 | 81.4 | not run |  |  |" in block

@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 
 from cyclical_lr.report import arms, collect, cycles, figures, forest, study_figures, verdicts
 from cyclical_lr.report.collect import Results
+from cyclical_lr.report.report import Report
 
 CONF = Path(__file__).parents[2] / "conf"
 NOTHING = Results({}, {}, ())
@@ -31,7 +32,7 @@ def draw(paper, tmp_path):
     def drawn(name: str):
         results = collect.collect(tmp_path)
         assert results.problems == ()
-        return study_figures.draw(name, results, verdicts.decide(paper, results), CONF)
+        return study_figures.draw(name, Report(paper, results, verdicts.decide(paper, results), tables={}), CONF)
 
     return drawn
 
@@ -57,16 +58,16 @@ def test_there_is_a_caption_and_a_command_that_exists_for_each():
 
 
 @pytest.mark.parametrize("name", WITH_RUNS)
-def test_without_any_run_a_figure_gives_the_command_for_them(name):
+def test_without_any_run_a_figure_gives_the_command_for_them(name, paper):
     with pytest.raises(figures.MissingRuns, match=r"has no run yet: python scripts/study\.py \+study="):
-        study_figures.draw(name, NOTHING, [], CONF)
+        study_figures.draw(name, Report(paper, NOTHING, [], {}), CONF)
 
 
 # ---- Schedules -------------------------------------------------------------------------------------------------------
 
 
-def test_the_schedules_need_no_run_and_have_their_corners_at_cycle_ends_and_drops():
-    figure = study_figures.draw("schedules", NOTHING, [], CONF)
+def test_the_schedules_need_no_run_and_have_their_corners_at_cycle_ends_and_drops(paper):
+    figure = study_figures.draw("schedules", Report(paper, NOTHING, [], {}), CONF)
     for axes, (label, (title, _)) in zip(figure.axes, study_figures.SCHEDULES.items(), strict=True):
         assert axes.get_title(loc="left") == title
         schedule, iterations = arms.schedule_of(CONF, label)

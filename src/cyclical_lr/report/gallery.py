@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cyclical_lr.report import figures, paper_figures, study_figures
-from cyclical_lr.report.headline import Report
+from cyclical_lr.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def draw(name: int | str, report: Report, conf: Path) -> Figure:
         figures.MissingRuns: there is nothing to draw.
     """
     if isinstance(name, int):
-        return paper_figures.draw(name, report.results, conf)
-    return study_figures.draw(name, report.results, report.verdicts, conf)
+        return paper_figures.draw(name, report, conf)
+    return study_figures.draw(name, report, conf)
 
 
 def draw_all(names: Sequence[int | str], report: Report, conf: Path, folder: Path) -> tuple[list[Path], list[str]]:

@@ -7,33 +7,14 @@ The paper's headline is that CLR gets in 25,000 iterations to where the fixed po
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import pandas as pd
-
-from cyclical_lr.report import arms, markup, statistics, tables, verdicts, wording
+from cyclical_lr.report import arms, markup, statistics, verdicts, wording
 from cyclical_lr.report.collect import Cell, Results, last_iteration, read_cell
 from cyclical_lr.report.cycles import mid_cycle
 from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.report import Report
 from cyclical_lr.report.times import TimeToTarget
-from cyclical_lr.report.verdicts import NOT_RUN, Verdict, decide
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the records say, as the page and the README show it."""
-
-    paper: Paper
-    results: Results
-    verdicts: Sequence[Verdict]
-    tables: Mapping[str, pd.DataFrame]
-
-
-def make_report(paper: Paper, results: Results) -> Report:
-    """Decide every claim and fill every table."""
-    decided = decide(paper, results)
-    return Report(paper, results, decided, tables.make_tables(paper, results, decided))
-
+from cyclical_lr.report.verdicts import NOT_RUN, Verdict
 
 EQUAL, TIMES = "table1_tri2_equals_fixed", "table1_tri2_time_to_target"
 EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"

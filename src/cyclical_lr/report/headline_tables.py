@@ -9,8 +9,9 @@ import pandas as pd
 from cyclical_lr.report import markup, statistics, tables, wording
 from cyclical_lr.report.collect import Results, read_cell
 from cyclical_lr.report.cycles import ends_around
-from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, Report, difference
+from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, difference
 from cyclical_lr.report.paper import Paper, experiments_of
+from cyclical_lr.report.report import Report
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 
 # CLR beside other policies --------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
@@ -18,8 +17,8 @@ from cyclical_lr.records import Record, write_atomic
 from cyclical_lr.report import headline, headline_tables, markup, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.gallery import Entry
-from cyclical_lr.report.headline import Report
 from cyclical_lr.report.paper import FAMILIES, Paper
+from cyclical_lr.report.report import Report
 from cyclical_lr.report.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -112,7 +111,7 @@ def write_page(path: Path, repository: Path, report: Report, shown: Sequence[Pic
 def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture], heading: str = HEADING) -> str:
     """The page as it is in `folder`."""
     root = Path(os.path.relpath(repository, folder)).as_posix()
-    conf, results = repository / "conf", report.results
+    paper, results = report.paper, report.results
     environment = Environment(
         loader=PackageLoader("cyclical_lr", "report"),
         autoescape=True,
@@ -121,11 +120,10 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         lstrip_blocks=True,
     )
     markdown, counts = Markdown(root), markup.claims_by_verdict(report.verdicts)
-    figure1, inconsistencies = (_read(conf / "paper" / f"{name}.yaml") for name in ("figure1", "inconsistencies"))
     return environment.get_template("page.html").render(
         root=root,
         heading=heading,
-        cards={card.stem for card in (conf / "experiment").glob("*.yaml")},
+        cards={card.stem for card in (repository / "conf" / "experiment").glob("*.yaml")},
         kind=kind,
         sections=SECTIONS.items(),
         runs=_counted(len(results.records), "run"),
@@ -138,15 +136,18 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         moved=headline.moved(report),
         beside_clr=_grid(headline_tables.beside_clr(report)),
         measured=_grid(headline_tables.measured_rows(report)),
-        along=[_along(curve, figure1["uncertainty"]) for curve in headline_tables.along_the_way(results, figure1)],
-        seeds=report.paper.verdicts["seeds"],
-        bootstrap=f"{report.paper.rule('time_to_target')['bootstrap']['confidence']:.0%}",
+        along=[
+            _along(curve, paper.figures[1]["uncertainty"])
+            for curve in headline_tables.along_the_way(results, paper.figures[1])
+        ],
+        seeds=paper.verdicts["seeds"],
+        bootstrap=f"{paper.rule('time_to_target')['bootstrap']['confidence']:.0%}",
         families=_families(report),
-        tables=[_table(report.paper, name, frame) for name, frame in report.tables.items()],
+        tables=[_table(paper, name, frame) for name, frame in report.tables.items()],
         first=[picture for picture in shown if picture.png and picture.entry.file == "fig01"],
         figures=[picture for picture in shown if picture.png and picture.entry.file != "fig01"],
         not_drawn=[picture for picture in shown if not picture.png],
-        inconsistencies=inconsistencies["inconsistencies"],
+        inconsistencies=paper.inconsistencies,
         provenance=_grid(_provenance(results)),
         machines=_grid(pd.DataFrame(_machines(results).values())),
         deviations=markdown.page((repository / "DEVIATIONS.md").read_text(encoding="utf-8")),
@@ -156,10 +157,6 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
 def kind(verdict: str) -> str:
     """The CSS class of a verdict."""
     return KINDS.get(verdict.removesuffix(" (preliminary)"), "none")
-
-
-def _read(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _counted(count: int, what: str) -> str:

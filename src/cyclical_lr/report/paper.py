@@ -10,7 +10,8 @@ import yaml
 
 from cyclical_lr.records import ConfigError
 
-PAPER_FILES = ("table1", "table2", "table3", "table4", "text")
+TABLES = ("table1", "table2", "table3", "table4", "text")
+FIGURES = ("figures", "figure1", "figure3", "figure7")
 OPERANDS = {"number": 1, "equal": 2, "greater": 2, "share": 2, "bounds": 1, "cost": 0, "time_to_target": 2}
 """How many cells each rule compares."""
 FAMILIES = {
@@ -28,10 +29,12 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Paper:
-    """conf/paper as data: tables by file name, claims in their order, and the rules of verdicts.yaml."""
+    """conf/paper as data; claims and inconsistencies in their order, verdicts.yaml as it is."""
 
-    tables: Mapping[str, list[dict[str, Any]]]
+    tables: Mapping[str, list[dict[str, Any]]]  # rows by file name
     bounds: Mapping[str, dict[str, Any]]  # what the paper reads off its LR range tests, by id
+    figures: Mapping[int, Mapping[str, Any]]  # axes and, where they were digitised, curves, by number
+    inconsistencies: list[dict[str, Any]]
     claims: list[dict[str, Any]]
     verdicts: Mapping[str, Any]
 
@@ -56,11 +59,17 @@ def read_paper(folder: Path) -> Paper:
         ConfigError: a claim names a rule or row that is not there, or has the wrong number of operands.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    names = (*PAPER_FILES, "claims", "verdicts")
+    names = (*TABLES, *FIGURES, "inconsistencies", "claims", "verdicts")
     files = {name: yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), loader) for name in names}
     paper = Paper(
-        tables={name: files[name]["rows"] for name in PAPER_FILES},
+        tables={name: files[name]["rows"] for name in TABLES},
         bounds={row["id"]: row for row in files["text"]["bounds"]},
+        figures={
+            shown["figure"]: {"curves": [], **shown}
+            for name in FIGURES
+            for shown in files[name].get("figures", [files[name]])
+        },
+        inconsistencies=files["inconsistencies"]["inconsistencies"],
         claims=files["claims"]["claims"],
         verdicts=files["verdicts"],
     )

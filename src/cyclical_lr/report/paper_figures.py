@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -34,7 +33,8 @@ from cyclical_lr.report.figures import (
     seeds_band,
     thousands,
 )
-from cyclical_lr.report.paper import read_paper
+from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.report import Report
 from cyclical_lr.report.verdicts import range_tests
 from cyclical_lr.schedules import Triangular
 
@@ -155,7 +155,7 @@ def command(number: int) -> str:
     return f"python scripts/run.py {several}+experiment={','.join(figure.arms)}"
 
 
-def draw(number: int, results: Results, conf: Path) -> Figure:
+def draw(number: int, report: Report, conf: Path) -> Figure:
     """Figure `number` of the paper; `conf` is the folder of config files.
 
     Raises:
@@ -164,7 +164,7 @@ def draw(number: int, results: Results, conf: Path) -> Figure:
     figure = FIGURES[number]
     if not figure.arms:
         return _triangle()
-    shown = _shown(conf, number)
+    shown, results = _shown(report.paper, number), report.results
     points = [point for curve in shown["curves"] for point in curve["points"] if not point.get("approximate")]
     if not points and not any(label in results.by_label for label in figure.arms):
         raise MissingRuns(f"Figure {number} has no run yet: {'; '.join(command(number).splitlines())}")
@@ -174,18 +174,12 @@ def draw(number: int, results: Results, conf: Path) -> Figure:
         return _accuracy_against_iteration(figure, shown, results, conf)
 
 
-def _shown(conf: Path, number: int) -> dict[str, Any]:
+def _shown(paper: Paper, number: int) -> dict[str, Any]:
     """What the paper shows: axes, curves with their digitised points, the arms' numbers, bounds read off."""
-    own = conf / "paper" / f"figure{number}.yaml"
-    if own.exists():
-        shown = yaml.safe_load(own.read_text(encoding="utf-8"))
-    else:
-        listed = yaml.safe_load((conf / "paper" / "figures.yaml").read_text(encoding="utf-8"))["figures"]
-        shown = {**next(entry for entry in listed if entry["figure"] == number), "curves": []}
-    paper, arms = read_paper(conf / "paper"), FIGURES[number].arms
+    arms = FIGURES[number].arms
     numbers = [row for row in paper.rows.values() if row.get("experiment") in arms]
     bounds = [row for row in paper.bounds.values() if row["experiment"] in arms]
-    return {**shown, "numbers": numbers, "bounds": bounds}
+    return {**paper.figures[number], "numbers": numbers, "bounds": bounds}
 
 
 # Accuracy against iteration -------------------------------------------------------------------------------------------

@@ -4,12 +4,11 @@ import math
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from cyclical_lr.records import ConfigError, write_atomic
 from cyclical_lr.report import headline, headline_tables, wording
-from cyclical_lr.report.headline import Report
 from cyclical_lr.report.headline_tables import AlongTheWay
+from cyclical_lr.report.report import Report
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -31,9 +30,9 @@ def write_readme(readme: Path, block: str) -> Path:
     return readme
 
 
-def block(report: Report, conf: Path) -> str:
-    """The Markdown between the markers; `conf` is the folder of configs."""
-    figure1 = yaml.safe_load((conf / "paper" / "figure1.yaml").read_text(encoding="utf-8"))
+def block(report: Report) -> str:
+    """The Markdown between the markers."""
+    figure1 = report.paper.figures[1]
     coverage = f"Rows of the paper that have a run: {', '.join(headline_tables.coverage(report))}."
     parts = [f"**{short}**\n"] if (short := headline.short(report)) else []
     parts += [_linked(headline_tables.beside_clr(report)), "".join(f"- {each}\n" for each in headline.found(report))]

@@ -1,7 +1,7 @@
 """This study's own figures: LR schedules, verdicts, time, controls, porting mistakes and later policies."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,8 +45,8 @@ from cyclical_lr.report.figures import (
     seeds_band,
     thousands,
 )
-from cyclical_lr.report.paper import Paper, read_paper
-from cyclical_lr.report.verdicts import Verdict
+from cyclical_lr.report.paper import Paper
+from cyclical_lr.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class StudyFigure:
 
     caption: str
     studies: tuple[str, ...]
-    draw: Callable[[Results, Sequence[Verdict], Path], Figure]
+    draw: Callable[[Report, Path], Figure]
 
 
-def draw(name: str, results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
-    """The figure of that name; `decided` is what `verdicts.decide` says of `results`, `conf` the folder of configs.
+def draw(name: str, report: Report, conf: Path) -> Figure:
+    """The figure of that name; `conf` is the folder of configs.
 
     Raises:
         MissingRuns: there is no run to draw.
     """
     with plt.rc_context(STYLE):
-        return FIGURES[name].draw(results, decided, conf)
+        return FIGURES[name].draw(report, conf)
 
 
 def command(name: str) -> str:
@@ -106,7 +106,7 @@ SCHEDULES = {
 """Lab cards with a panel each: its title and whose policy it is."""
 
 
-def _schedules(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
+def _schedules(report: Report, conf: Path) -> Figure:
     """A panel per policy, from the lab cards alone."""
     figure, grid = plt.subplots(-(-len(SCHEDULES) // 3), 3, figsize=(COLUMN, 5.6), layout="constrained")
     for axes, (experiment, (title, colour)) in zip(grid.flat, SCHEDULES.items(), strict=True):
@@ -136,10 +136,10 @@ def _schedules(results: Results, decided: Sequence[Verdict], conf: Path) -> Figu
 # Verdicts -------------------------------------------------------------------------------------------------------------
 
 
-def _verdicts(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
-    if not any(map(forest.can_show, decided)):
+def _verdicts(report: Report, conf: Path) -> Figure:
+    if not any(map(forest.can_show, report.verdicts)):
         raise _missing("verdicts")
-    return forest.forest_plot(read_paper(conf / "paper"), decided)
+    return forest.forest_plot(report.paper, report.verdicts)
 
 
 # Training time --------------------------------------------------------------------------------------------------------
@@ -147,11 +147,12 @@ def _verdicts(results: Results, decided: Sequence[Verdict], conf: Path) -> Figur
 TIMED = ("cifar10_tri2", "cifar10_fixed_25k", "cifar10_fixed", "cifar10_exp", "cifar10_exp_range", "cifar10_decay")
 
 
-def _training_time(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
+def _training_time(report: Report, conf: Path) -> Figure:
     """Accuracy against minutes of training, from runs of which minutes compare: as many arms as can be had.
 
     All at one pace, the median of these runs: what other work on the machine took is no policy's.
     """
+    results = report.results
     groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for label in TIMED:
         for record in results.by_label.get(label, []):
@@ -230,8 +231,9 @@ CONTROLS: Groups = {
 }
 
 
-def _controls(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
+def _controls(report: Report, conf: Path) -> Figure:
     """Three panels: curves at one budget, accuracy against a constant LR, and the end of every control."""
+    results = report.results
     rows = [cell for group in CONTROLS.values() for cell in group]
     if not any(read_cell(results, label, iteration).n for label, iteration, _ in rows):
         raise _missing("controls")
@@ -243,7 +245,7 @@ def _controls(results: Results, decided: Sequence[Verdict], conf: Path) -> Figur
     ends = figure.add_subplot(parts[1].subgridspec(1, 1)[0])  # of its own, or its long names would narrow the others
     missing = _curves_panel(curves, results, conf)
     _constant_panel(constant, results)
-    _ends_panel(ends, CONTROLS, results, read_paper(conf / "paper"))
+    _ends_panel(ends, CONTROLS, results, report.paper)
     legends(figure, curves, not_run(missing), above=True)
     return figure
 
@@ -344,15 +346,15 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
 # Ends alone -----------------------------------------------------------------------------------------------------------
 
 
-def _ends(name: str, groups: Groups) -> Callable[[Results, Sequence[Verdict], Path], Figure]:
+def _ends(name: str, groups: Groups) -> Callable[[Report, Path], Figure]:
     """What draws these ends alone, once there is a run of any group but the first."""
 
-    def drawn(results: Results, decided: Sequence[Verdict], conf: Path) -> Figure:
-        _, *others = groups.values()
+    def drawn(report: Report, conf: Path) -> Figure:
+        results, (_, *others) = report.results, groups.values()
         if not any(read_cell(results, label, iteration).runs for cells in others for label, iteration, _ in cells):
             raise _missing(name)
         figure, axes = plt.subplots(figsize=(COLUMN, 0.5 + _height(groups)), layout="constrained")
-        _ends_panel(axes, groups, results, read_paper(conf / "paper"))
+        _ends_panel(axes, groups, results, report.paper)
         return figure
 
     return drawn
