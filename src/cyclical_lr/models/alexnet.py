@@ -1,4 +1,4 @@
-"""AlexNet of Table 1 and Figures 7 to 10: Caffe's models/bvlc_alexnet and models/bvlc_reference_caffenet."""
+"""AlexNet of Table 1 and Figures 7 to 10 (8 presumably): Caffe's bvlc_alexnet and bvlc_reference_caffenet."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

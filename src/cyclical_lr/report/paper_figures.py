@@ -109,8 +109,9 @@ FIGURES = {
         ("figure7",),
     ),
     8: PaperFigure(
-        "Validation accuracy of AlexNet on ImageNet against the iteration, fixed against CLR. The paper's caption says "
-        "triangular, its Table 1 triangular2, which is drawn: the runs are those of Figure 9.",
+        "Validation accuracy on ImageNet against the iteration, fixed against CLR, presumably of AlexNet: the paper's "
+        "text does not mention this figure. Its caption says triangular, Table 1 triangular2, which is drawn: the runs "
+        "are those of Figure 9.",
         ("imagenet_alexnet_tri2", "imagenet_alexnet_fixed"),
     ),
     9: PaperFigure(
