@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
     from cyclical_lr.data.prepare import prepare  # imported here: --help stays quick
 
-    started, workers = time.monotonic(), command_line.cores() if args.workers is None else args.workers
+    started, workers = time.monotonic(), processes.cores() if args.workers is None else args.workers
     done = prepare(args.source, args.dest, workers, args.val_labels)
     seconds = time.monotonic() - started
     actions = [problem.action for problem in done.problems]
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if not done.usable:
         empty = " and ".join(split for split, images in done.images.items() if not images)
         print(f"error: SOURCE={args.source}: no usable image in {empty}; see problems.csv", file=sys.stderr)
-        return command_line.FAILED
+        return processes.FAILED
     print(f"  wrote {args.dest / 'mean.npy'}, {args.dest / 'index.json'}")
     return 0
 

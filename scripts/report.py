@@ -31,6 +31,8 @@ def main(cfg: DictConfig) -> None:
         problems = report(cfg)
     except ConfigError as error:
         sys.exit(command_line.refuse(str(error)))
+    except BrokenPipeError:  # nobody reads on, as in `| head`
+        raise
     except OSError as error:
         where = error.filename or "results_dir or figures_dir"  # a full disk names no file
         remedy = "give another path; the tables go into results_dir itself: of one that is read-only, give a copy"

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 
 CODE = Path(__file__).resolve().parent.parent
 REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
             raise
         if isinstance(error, ConfigError):
             sys.exit(command_line.refuse(str(error)))
-        sys.exit(f"error: {error.strerror}" if isinstance(error, NotWritten) else command_line.FAILED)
+        sys.exit(f"error: {error.strerror}" if isinstance(error, NotWritten) else processes.FAILED)
     results = Path(cfg.results_dir)
     for outcome in outcomes:
         if outcome.record is not None and (outcome.fresh or alone):
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> None:
         print(bounds(finished, CONF, results, Path(cfg.runs_dir), given))
     diverged = any(outcome.record and outcome.record.status == "diverged" for outcome in outcomes)
     if alone and diverged and not range_test:  # in a range test, divergence is an outcome
-        sys.exit(command_line.DIVERGED)
+        sys.exit(processes.DIVERGED)
 
 
 if __name__ == "__main__":

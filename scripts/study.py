@@ -18,12 +18,14 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 from cyclical_lr.command_line import refuse
 from cyclical_lr.records import ConfigError
 
@@ -54,6 +56,14 @@ def main(arguments: list[str]) -> int:
         meant = f"+study={bare}" if bare in files else "+study=NAME"
         return refuse(f"{bare}: expected KEY=VALUE, such as {meant}")
     given = {key.lstrip("+"): value for key, _, value in (a.partition("=") for a in arguments)}
+    for key in given.keys() - {*OWN, "seed"}:
+        if close := get_close_matches(key, OWN, 1, 0.8):
+            return refuse(f"{key}: there is no such key; did you mean {close[0]}?")
+    keys = [a.partition("=")[0].lstrip("+") for a in arguments]
+    if twice := [key for key in OWN if keys.count(key) > 1]:
+        return refuse(
+            f"{twice[0]}: expected it once, got it {keys.count(twice[0])} times; start one study after another"
+        )
     common = [a for a in arguments if a.partition("=")[0].lstrip("+") not in OWN]
     name, seeds, at_once = given.get("study", ""), given.get("seeds", "1"), given.get("jobs", "1")
     file = files.get(name, Path(name))
@@ -86,7 +96,7 @@ def main(arguments: list[str]) -> int:
     missing = sweep.missing(jobs)
     if missing and cluster.snapshot:
         snapshot.go_on_from_copy(jobs[0].runs_dir)
-    share = max(1, command_line.cores() // int(at_once))
+    share = max(1, processes.cores() // int(at_once))
     if missing and cluster.kind != "local":
         from hydra_plugins.cyclical_lr import launch
 
@@ -112,8 +122,9 @@ def arms(file: Path) -> list[str]:
         raise ConfigError(f"study: {file} is no YAML file ({' '.join(str(error).split())})") from error
     listed = content.get("experiments") if isinstance(content, dict) and len(content) == 1 else None
     if not isinstance(listed, list) or not listed or not all(isinstance(arm, str) and arm.strip() for arm in listed):
+        got = textwrap.shorten(repr(content), 120)
         example = "experiments: [cifar10_tri2, cifar10_tri2 model.lrn=none]"
-        raise ConfigError(f"study: expected {file} to have one key with the runs, such as `{example}`, got {content!r}")
+        raise ConfigError(f"study: expected {file} to have one key with the runs, such as `{example}`, got {got}")
     if seeded := [arm for arm in listed if any(part.lstrip("+").startswith("seed=") for part in arm.split())]:
         raise ConfigError(f"study: expected arms without seed= in {file}, got {', '.join(seeded)}; give seeds=N")
     return listed

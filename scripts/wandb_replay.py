@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
+    if options := [argument for argument in arguments if argument.startswith("-")]:
+        return refuse(f"{options[0]}: there is no such option; --help shows what there is")
     overrides = [argument for argument in arguments if "=" in argument]
     for override in overrides:
         if override.partition("=")[0] not in KEYS:

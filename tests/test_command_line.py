@@ -45,7 +45,8 @@ from cyclical_lr.training.config import compose_config
         (["results_dir=mine, yours"], "results_dir=mine, yours: expected one value; put text in quotes"),
     ],
 )
-def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said):
+def test_hydras_refusal_is_one_line_that_names_what_was_given(overrides, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/run.py"])  # other scripts name it (tests/test_study.py)
     with pytest.raises(Exception) as refusal:
         compose_config(CONF, overrides)
     text = explained(refusal.value)

@@ -246,7 +246,15 @@ def test_what_is_no_schedule_is_refused():
         ScheduleLR(sgd(), Triangular2)
 
 
-@pytest.mark.parametrize("last", [-2, 2.0])
+@pytest.mark.parametrize("multiple", [-2, float("inf"), "2", True])
+def test_a_multiplier_that_gives_no_lr_is_refused(multiple):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr_mult": multiple}], lr=0.1)
+    with pytest.raises(ValueError, match=f"lr_mult: expected a finite number .*, got {multiple!r}; 2 trains"):
+        ScheduleLR(optimizer, Fixed(0.1))
+
+
+@pytest.mark.parametrize("last", [-2, 2.0, True])
 def test_a_last_epoch_that_is_no_iteration_is_refused(last):
     with pytest.raises(ValueError, match=rf"last_epoch: expected an integer, at least -1, got {last}; "):
         ScheduleLR(sgd(), Fixed(0.1), last_epoch=last)

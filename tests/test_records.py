@@ -68,7 +68,6 @@ def test_what_is_computed_changes_the_id(path, value):
         ("data.source", "copy.tar.gz"),
         ("data.eval_batch_size", 7),
         ("data.workers", 3),
-        ("data.decode", "device"),
         ("eval_every", 20),
         ("threads", 2),
         ("engine", "fast"),
@@ -124,6 +123,8 @@ def test_what_a_node_inside_another_refuses_is_named_with_its_place():
     late = {"_target_": "cyclical_lr.schedules.Phase", "start": 7, "schedule": {**node, "gamma": 0.5}}
     with pytest.raises(ConfigError, match=r"^schedule\.phases\.0\.start: expected 0, got 7"):
         records.build({"_target_": "cyclical_lr.schedules.Phases", "phases": [late]})
+    with pytest.raises(ConfigError, match=r"^schedule\.phases\.0\.start: expected an integer iteration .*got -1"):
+        records.build({"_target_": "cyclical_lr.schedules.Phases", "phases": [{**late, "start": -1}]})
 
 
 def test_the_label_is_the_experiment_until_something_hashed_is_overridden():

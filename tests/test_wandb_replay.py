@@ -221,6 +221,7 @@ def one_record(tmp_path_factory):
     [
         (["mode=online"], {}, ["mode=online", "logger.mode"]),
         (["0123456789ab"], {}, ["0123456789ab.json", "once it has ended"]),
+        (["--mode", "online"], {}, ["--mode: there is no such option", "--help"]),
         (["results_dir=nowhere"], {}, ["results_dir", "nowhere"]),
         (["logger.mode=typo"], {}, ["logger.mode", "typo", "online"]),
         (["logger.mode=online"], {}, ["logger.mode=online", "wandb login", "WANDB_API_KEY", "wandb sync"]),

@@ -14,10 +14,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cyclical_lr.processes import FAILED, STOPPED, UNUSABLE
 from cyclical_lr.records import ConfigError
 
-FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
-"""Exit codes."""
 VALUED = (
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--experimental-rerun"),
@@ -69,11 +68,6 @@ def _of_another_checkout() -> str:
     )
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def overrides_first(arguments: Sequence[str]) -> list[str]:
     """The same arguments with the overrides before the options: argparse, Hydra's too, takes them in one piece."""
 
@@ -100,6 +94,11 @@ def _paths(node: Any, path: str = "") -> Iterator[str]:
         yield from _paths(value, below)
 
 
+def _run() -> str:
+    """The script that has Hydra's options, where it is another than this one."""
+    return "" if Path(sys.argv[0]).name == "run.py" else "scripts/run.py "
+
+
 def refuse(message: str) -> int:
     """Print the message as an error; the exit code."""
     print(f"error: {message}", file=sys.stderr)
@@ -115,7 +114,8 @@ def explained(error: Exception) -> str:
         group, name = found.groups()
         options = [option for option in re.findall(r"^\t(\S+)$", text, re.MULTILINE) if "=" not in option]
         close = difflib.get_close_matches(name, options, 3)
-        few = f"expected one of {', '.join(options)}" if len(options) <= 12 else "--help lists those that there are"
+        few = f"{_run()}--help lists those that there are"
+        few = f"expected one of {', '.join(options)}" if len(options) <= 12 else few
         few += "; a card of your own needs --config-dir FOLDER" if group == "experiment" else ""
         if group.startswith("experiment/"):  # a card's defaults list looks beside the card
             few = f"a card says `override /{group.partition('/')[2]}: {name}`"
@@ -131,8 +131,8 @@ def explained(error: Exception) -> str:
         whole = OmegaConf.to_container(there._get_root(), resolve=False)
         close = close or [path for path in _paths(whole) if path.endswith(f".{key}") and not path.startswith("hydra.")]
         meant = f"did you mean {' or '.join(close)}? " if close else ""
-        shown = "hydra" if found[1].startswith("hydra.") else "job"
-        return f"{found[1]}: there is no such key; {meant}--cfg {shown} after your other arguments shows all there are"
+        shown = f"{_run()}--cfg {'hydra' if found[1].startswith('hydra.') else 'job'}"
+        return f"{found[1]}: there is no such key; {meant}{shown} after your other arguments shows all there are"
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", text):
         key = found[1].partition("=")[0]
         if key.lstrip("+") in ("experiment", "model", "data", "solver", "schedule", "trainer", "logger", "cluster"):

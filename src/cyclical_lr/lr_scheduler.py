@@ -19,7 +19,7 @@ Unlike torch's `CyclicLR` it never touches the momentum, and its state is two in
 
 import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -44,7 +44,8 @@ class ScheduleLR(LRScheduler):
 
     Raises:
         TypeError: if `optimizer` is none, as with torch's own.
-        ValueError: if `schedule` cannot be called, or `last_epoch` is no whole number or below -1.
+        ValueError: if `schedule` cannot be called, `last_epoch` is no whole number or below -1, or a group's `lr_mult`
+            is no number of at least 0.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule | Callable[[int], float], last_epoch: int = -1) -> None:
@@ -55,8 +56,12 @@ class ScheduleLR(LRScheduler):
         if not callable(schedule) or isinstance(schedule, type):
             remedy = "give a schedule object, such as Triangular2(base_lr=0.001, max_lr=0.005, stepsize=2000)"
             raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; {remedy}")
-        if not isinstance(last_epoch, Integral) or last_epoch < -1:
+        if not isinstance(last_epoch, Integral) or isinstance(last_epoch, bool) or last_epoch < -1:
             raise ValueError(f"last_epoch: expected an integer, at least -1, got {last_epoch!r}; -1 to begin")
+        for multiple in (group.get("lr_mult", 1.0) for group in optimizer.param_groups):
+            if not isinstance(multiple, Real) or isinstance(multiple, bool) or not 0 <= multiple < math.inf:
+                remedy = "2 trains a group at twice the LR, 0 not at all"
+                raise ValueError(f"lr_mult: expected a finite number of at least 0, got {multiple!r}; {remedy}")
         warn_of_own_lrs(optimizer)
         self.schedule: Schedule | Callable[[int], float] = schedule
         for group in optimizer.param_groups:

@@ -195,11 +195,15 @@ class RampTest:
         return Curve(lrs, tuple(accuracies.get(t, math.nan) for t in iterations), seed)
 
 
-def percent(accuracy: float, source: str) -> float:
-    """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end."""
+def percent(accuracy: float, source: str, remedy: str = "convert it") -> float:
+    """The accuracy, refused at once if it cannot be one: a test takes long, and shows it only at its end.
+
+    Raises:
+        ValueError: it is not in 0 to 100.
+    """
     if not 0 <= accuracy <= 100.001:  # a perfect one may be rounded up
         raise ValueError(
-            f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; convert it (a loss is none)"
+            f"{source}: expected an accuracy in percent, 0 to 100, got {accuracy}; {remedy} (a loss is none)"
         )
     return min(accuracy, 100.0)
 

@@ -26,7 +26,7 @@ from cyclical_lr.schedules import Compressed
 
 HASHED = ("model", "data", "solver", "schedule", "lr_sha256", "iterations", "compress", "precision", "seed")
 """Keys of a run's config that its id is made of; `lr_sha256` where the schedule is not this package's."""
-WHEREABOUTS = ("root", "source", "eval_batch_size", "workers", "decode")
+WHEREABOUTS = ("root", "source", "eval_batch_size", "workers")
 """Keys of `data` that say where the images come from or how they are read and evaluated, not what they are."""
 DEFAULTS = {"compress": 1, "precision": "float32"}
 """Values that an identity leaves out, so that a key added later changes no id."""
@@ -185,7 +185,7 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, TypeError) and "required" in str(cause):  # not the arguments that it has to have
-            hint = "give it in the config, or on the command line with a plus, such as +schedule.max_lr=0.005"
+            hint = "give it in the config, or on the command line, with a plus if the config has no such key"
             raise ConfigError(f"{node['_target_']}: {cause}; {hint}") from error
         target = re.search(r"target '([^']+)'", str(error))  # the node's, or one's inside it
         if target and not target[1].startswith(PACKAGE):  # its errors name no key
@@ -201,7 +201,8 @@ def _with_full_key(message: str, error: InstantiationException) -> str:
     inside = re.search(r"full_key: (\S+)$", str(error))
     key, colon, rest = message.partition(": ")
     if inside:
-        key = re.sub(r"^(\w+)\.", rf"\1.{inside[1]}.", key)
+        path = re.sub(r"(?<=[^\W\d])(\d+)$", r".\1", inside[1])  # of a list's item itself Hydra says phases0
+        key = re.sub(r"^(\w+)\.", rf"\1.{path}.", key)
     return re.sub(r"\[(\d+)\]", r".\1", key) + colon + rest  # as Hydra spells a list's items on the command line
 
 

@@ -196,11 +196,12 @@ def test_an_evaluation_sees_each_image_once(sample, eval_batch_size, split, size
         ("mean", "image"),
         ("batch_size", 0),
         ("eval_batch_size", 0),
+        ("scale", 0),
         ("root", None),
     ],
 )
 def test_a_wrong_value_is_named_at_construction(copy, tmp_path, key, value):
-    with pytest.raises(ConfigError, match=rf"data\.{key}={value!r}: expected"):
+    with pytest.raises(ConfigError, match=rf"data\.{key}: expected .*got {value!r}"):
         CifarData(**{**copy[1], "root": tmp_path, key: value})
 
 

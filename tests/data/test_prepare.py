@@ -413,7 +413,7 @@ def test_images_that_were_not_prepared_here_are_neither_taken_nor_overwritten(so
 
 
 def test_no_workers_are_refused(source, tmp_path):
-    with pytest.raises(ConfigError, match=r"--workers=0: expected at least 1"):
+    with pytest.raises(ConfigError, match=r"--workers: expected at least 1, got 0"):
         prepare(source, tmp_path / "dest", workers=0)
 
 

@@ -37,6 +37,12 @@ def test_the_best_evaluation_and_the_minutes_are_told(tmp_path):
     assert "(best 99.00 % at 0); 1.5 min of training, 0.1 of evaluation" in shown
 
 
+def test_a_run_on_the_sample_is_called_a_demo(tmp_path, add_run):
+    for name, is_demo in (("cifar10", False), ("cifar10_sample", True)):
+        record = add_run(name, 0, {0: 10.0, 25_000: 81.0}, config={"data": {"name": name}})
+        assert ("demo" in summary(record, CONF, tmp_path)) == is_demo
+
+
 def test_the_command_that_a_range_test_prints_is_a_run_between_its_bounds(tmp_path):
     where = [f"results_dir={REPOSITORY}/results", f"runs_dir={tmp_path}"]
     mine, changes = "--config-dir=my_conf", ["seed=[0,1]", "eval_every=200", "solver=torch_sgd"]

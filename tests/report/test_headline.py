@@ -62,7 +62,9 @@ def test_the_tally_tells_what_it_would_be_where_cycles_end(paper, tmp_path, add_
     for seed in range(3):
         values = {40_000: 82.0 + seed / 5, 42_000: 79.0 + seed / 5, 44_000: 82.2}
         add_run("cifar10_exp_range", seed, {0: 10.0, **values}, config=config)
-    said = headline.lead(make_report(paper, collect(tmp_path)))
+    report = make_report(paper, collect(tmp_path))
+    said = headline.lead(report)
+    assert headline.machines(report).startswith("Runs by device: a cpu 3; ")
     assert (
         " Of those read in mid-cycle, at a stepsize chosen here, 1 not reproduced (preliminary) would be reproduced "
         "where cycles end."

@@ -7,8 +7,6 @@ from cyclical_lr.report import headline_tables
 from cyclical_lr.report.collect import Results, collect
 from cyclical_lr.report.report import make_report
 
-# CLR beside other policies --------------------------------------------------------------------------------------------
-
 OURS, LEAD = "ours [95 %], %", "CLR's lead [90 %], points"
 PAPER = "the paper, % (what would fit)"
 
@@ -94,8 +92,6 @@ def test_one_seed_has_a_lead_without_interval_and_shows_nothing(paper, tmp_path,
     assert (row[OURS], row["n"]) == ("80.14 (no interval)", "1, 1 diverged")
     assert (row[LEAD], row["CLR is"]) == ("+0.46", "no verdict (n = 1)")
 
-
-# Figure 1's points ----------------------------------------------------------------------------------------------------
 
 FIGURE1 = yaml.safe_load(
     """

@@ -425,7 +425,12 @@ class Hooked(Net):
             {},
             r"monitor: expected a name logged in validation \(val_acc\), got 'accuracy'",
         ),
-        (Net, {"scale": 1000.0}, {}, "val_acc times scale=1000: expected an accuracy in percent"),
+        (
+            Net,
+            {"scale": 1000.0},
+            {},
+            "val_acc times scale=1000: expected an accuracy in percent.*scale=1 takes percent",
+        ),
         (Net, {}, {"limit_val_batches": 0}, "expected validation that logs 'val_acc', got none"),
     ],
     ids=["a closure", "its own LR", "it stops", "hooks", "manual optimisation", "monitor", "scale", "no validation"],

@@ -139,11 +139,13 @@ class CifarData(pl.LightningDataModule):
         sizes = {"num_classes": num_classes, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for key, value in sizes.items():
             if value < 1:
-                raise ConfigError(f"data.{key}={value!r}: expected an integer of at least 1")
+                raise ConfigError(f"data.{key}: expected an integer of at least 1, got {value!r}")
         if holdout < 0:
-            raise ConfigError(f"data.holdout={holdout!r}: expected a number of images, 0 to train on all")
+            raise ConfigError(f"data.holdout: expected a number of images, got {holdout!r}; 0 trains on all")
+        if not scale:
+            raise ConfigError("data.scale: expected a factor other than 0, which leaves nothing of an image, got 0")
         if name != SAMPLE and root is None:
-            raise ConfigError("data.root=None: expected the folder that holds the data; set it or CYCLICAL_LR_DATA")
+            raise ConfigError("data.root: expected the folder of the data, got None; set it or CYCLICAL_LR_DATA")
         self.name = name
         self.num_classes = num_classes
         self.files = CifarFiles(
@@ -195,7 +197,7 @@ class CifarData(pl.LightningDataModule):
             ConfigError: `eval_every` or `block` is below 1.
         """
         if eval_every < 1 or block < 1:
-            raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
+            raise ConfigError(f"eval_every, block: expected integers of at least 1, got {eval_every} and {block}")
         return loader(_Blocks(self, tuple(seeds), start, iterations, eval_every, block, shard))
 
     def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[Tensor]":
@@ -207,7 +209,7 @@ class CifarData(pl.LightningDataModule):
             ConfigError: another split.
         """
         if split not in ("train", "test"):
-            raise ConfigError(f"split={split!r}: expected 'train' or 'test'")
+            raise ConfigError(f"split: expected 'train' or 'test', got {split!r}")
         size = len(self.train if split == "train" else self.test)
         first, step = shard
         return loader(torch.arange(first, size, step).split(self.eval_batch_size))
@@ -232,7 +234,7 @@ class CifarData(pl.LightningDataModule):
             return
         (train, train_labels), (test, test_labels) = self.files.read("train"), self.files.read("test")
         if self.holdout >= len(train):
-            raise ConfigError(f"data.holdout={self.holdout}: expected fewer than the {len(train)} training images")
+            raise ConfigError(f"data.holdout: expected fewer than the {len(train)} training images, got {self.holdout}")
         if self.holdout:
             kept = permutation(len(train), 1, 0)[: -self.holdout].numpy()
             train, train_labels = train[kept], train_labels[kept]
@@ -292,4 +294,4 @@ def _standard_deviation(planes: np.ndarray, of: str) -> Tensor:
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"data.{key}={value!r}: expected one of {', '.join(allowed)}")
+        raise ConfigError(f"data.{key}: expected one of {', '.join(allowed)}, got {value!r}")

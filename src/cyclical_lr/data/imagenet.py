@@ -26,11 +26,11 @@ from torch.multiprocessing import get_start_method
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.io import decode_jpeg
 
-from cyclical_lr.command_line import cores
 from cyclical_lr.data.batch_memory import BatchMemory
 from cyclical_lr.data.imagenet_files import Images, Split, check, checksums, list_images, read_mean
 from cyclical_lr.data.order import loader, permutation, stream, stretch_end
 from cyclical_lr.data.warp import SIZE
+from cyclical_lr.processes import cores
 from cyclical_lr.records import ConfigError
 
 Order = dict[str, Any]
@@ -134,7 +134,7 @@ class ImageNetData(pl.LightningDataModule):
             train_sha256, test_sha256, mean_sha256: of `imagenet_files.checksums`, checked; None takes the set that is
                 in `root`, whatever it is, and a run then records and hashes the checksums found there (`identified`).
             workers: processes that read and decode; 0 for none, None for one per core. Changes no result.
-            decode: where JPEGs are decoded; "device" is for GPUs (nvJPEG, whose pixels may differ by rounding).
+            decode: where JPEGs are decoded; "device" is for GPUs (nvJPEG, whose pixels differ: another run).
 
         Raises:
             ConfigError: a value is not one of these.
@@ -144,17 +144,19 @@ class ImageNetData(pl.LightningDataModule):
         for key, value in {**sizes, "workers": workers or 0}.items():
             least = 0 if key == "workers" else 1
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"data.{key}={value!r}: expected an integer of at least {least}")
+                raise ConfigError(f"data.{key}: expected an integer of at least {least}, got {value!r}")
         if not 1 <= crop <= SIZE:
-            raise ConfigError(f"data.crop={crop!r}: expected pixels, 1 to {SIZE}; 227 for AlexNet, 224 for GoogLeNet")
+            raise ConfigError(
+                f"data.crop: expected 1 to {SIZE} pixels, got {crop!r}; 227 for AlexNet, 224 for GoogLeNet"
+            )
         if decode not in ("workers", "device"):
-            raise ConfigError(f"data.decode={decode!r}: expected one of workers, device")
+            raise ConfigError(f"data.decode: expected one of workers, device, got {decode!r}")
         if mean != "image" and not _three_numbers(mean):
             raise ConfigError(
-                f"data.mean={mean!r}: expected image, or three numbers for R, G and B, such as [123,117,104]"
+                f"data.mean: expected image, or three numbers for R, G and B, such as [123,117,104], got {mean!r}"
             )
         if root is None:
-            raise ConfigError("data.root=None: expected the folder of a prepared set; set it or CYCLICAL_LR_IMAGENET")
+            raise ConfigError("data.root: expected a prepared set's folder, got None; set it or CYCLICAL_LR_IMAGENET")
         self.name, self.num_classes, self.root = name, num_classes, Path(root).expanduser()
         self.crop, self.mean, self.mirror = crop, mean, mirror
         self.image_shape = (3, crop, crop)
@@ -212,7 +214,7 @@ class ImageNetData(pl.LightningDataModule):
             ConfigError: `eval_every` or `block` below 1, or less shared memory than the batches of the workers take.
         """
         if eval_every < 1 or block < 1:
-            raise ConfigError(f"eval_every={eval_every}, block={block}: expected integers of at least 1")
+            raise ConfigError(f"eval_every, block: expected integers of at least 1, got {eval_every} and {block}")
         images = len(seeds) * self.batch_size // shard[1]
         return self._loader("train", _Stretches(self, tuple(seeds), start, iterations, eval_every, shard), images)
 
@@ -225,7 +227,7 @@ class ImageNetData(pl.LightningDataModule):
             ConfigError: another split, or, as for `train_blocks`, too little shared memory.
         """
         if split not in ("train", "test"):
-            raise ConfigError(f"split={split!r}: expected one of train, test")
+            raise ConfigError(f"split: expected 'train' or 'test', got {split!r}")
         size, centre = len(self.images[split]), (SIZE - self.crop) // 2
         orders: list[Order] = []
         ours = np.arange(shard[0], size, shard[1])

@@ -108,7 +108,7 @@ def prepare(source: Path, dest: Path, workers: int = 1, val_labels: Path | None 
     """
     source, dest = Path(source).expanduser(), Path(dest).expanduser()
     if workers < 1:
-        raise ConfigError(f"--workers={workers}: expected at least 1")
+        raise ConfigError(f"--workers: expected at least 1, got {workers}")
     if dest.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"DEST={dest}: lies inside SOURCE={source}; choose a folder outside it")
     classes, jobs = find_images(source, val_labels)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cyclical_lr import range_test, records
+from cyclical_lr.data.cifar_files import SAMPLE
 from cyclical_lr.records import Record
 from cyclical_lr.report.paper import experiments_of, read_paper
 
@@ -33,6 +34,8 @@ def summary(record: Record, conf: Path, results: Path, fresh: bool = True) -> st
             f"(best {best.test_accuracy:.2f} % at {best.iteration:,}); "
             f"{record.train_seconds / 60:.1f} min of training, {record.eval_seconds / 60:.1f} of evaluation"
         )
+    if record.config.get("data", {}).get("name") == SAMPLE:
+        lines.append("  demo   on the sample of 2,000 images: no published number compares")
     if record.label == record.experiment:  # anything else is not the paper's experiment
         at = {row.iteration: row.test_accuracy for row in curve}
         for number in read_paper(conf / "paper").rows.values():

@@ -51,6 +51,14 @@ def lead(report: Report) -> str:
     )
 
 
+def machines(report: Report) -> str:
+    """What the runs were made on, in one sentence of Markdown; empty without a run."""
+    counts = Counter(record.device.partition(" (")[0] for record in report.results.records.values())
+    listed = ", ".join(f"{device} {count:,}" for device, count in counts.most_common())
+    each = "each one's device, threads and commit are in `results/runs.csv`"
+    return f"Runs by device: {listed}; {each}." if counts else ""
+
+
 def moved(report: Report) -> str:
     """How the tally would change if claims that are read in mid-cycle were read where cycles end."""
     counts: Counter[str] = Counter()

@@ -36,7 +36,8 @@ def block(report: Report) -> str:
     coverage = f"Rows of the paper that have a run: {', '.join(headline_tables.coverage(report))}."
     parts = [f"**{short}**\n"] if (short := headline.short(report)) else []
     parts += [_linked(headline_tables.beside_clr(report)), "".join(f"- {each}\n" for each in headline.found(report))]
-    parts += [f"{headline.lead(report)} {coverage}\n", f"{headline.rules(report)}\n"]
+    parts += [f"{headline.lead(report)} {coverage} {headline.machines(report)}".rstrip() + "\n"]
+    parts += [f"{headline.rules(report)}\n"]
     if len(rows := headline_tables.measured_rows(report)):
         parts.append(f"<details>\n<summary>All rows that have a run</summary>\n\n{_rows(rows)}\n</details>\n")
     if along := headline_tables.along_the_way(report.results, figure1):

@@ -43,6 +43,7 @@ The groups with a `_target_` have its arguments.
 TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("an integer", (int,)),
+    int | None: ("an integer or null", (int, type(None))),
     float: ("a finite number", (int, float)),
     str | Path | None: ("a folder or a file", (str, type(None))),
 }
@@ -238,7 +239,8 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
         if key not in allowed:
             path = f"{where}.{key}" if where else key
             close = difflib.get_close_matches(key, allowed, 1)
-            meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(allowed))}"
+            known = sorted(each for each in allowed if not each.startswith("_"))
+            meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
             away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 
@@ -249,12 +251,13 @@ def _check_targets(where: str, node: Any) -> None:
             target = records.locate(node["_target_"])
             partial = ("_partial_",) if where.startswith("schedule") else ()  # a function of the iteration
             parameters = inspect.signature(target).parameters.values()
+            is_ours = where.startswith("schedule") and target.__module__.startswith(records.PACKAGE)  # has own rules
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):  # which takes any key
-                names = (parameter.name for parameter in parameters)
+                names = [parameter.name for parameter in parameters][where == "solver" :]  # whose first is the network
                 _check_keys(where, node, (), ["_target_", "_convert_", *partial, *names])
             for parameter in parameters:
                 known = [kind for kind in TYPES if kind == parameter.annotation]  # which may have no hash
-                if parameter.name in node and known:
+                if parameter.name in node and known and not is_ours:
                     expected, types = TYPES[known[0]]
                     value = node[parameter.name]
                     fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)

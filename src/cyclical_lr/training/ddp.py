@@ -20,7 +20,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
-from cyclical_lr.command_line import cores
+from cyclical_lr.processes import cores
 from cyclical_lr.records import ConfigError
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cyclical_lr import records
-from cyclical_lr.command_line import DIVERGED
+from cyclical_lr.processes import DIVERGED
 from cyclical_lr.training.sweep import Job
 
 log = logging.getLogger(__name__)

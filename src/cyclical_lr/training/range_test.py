@@ -250,7 +250,9 @@ class _Recorder(pl.Callback):
         if trainer.global_step > 0 and math.isnan(accuracy):  # diverged in the step before
             self._stop(trainer)
             return
-        self.accuracies[trainer.global_step] = percent(accuracy, f"{self.monitor} times scale={self.scale:g}")
+        self.accuracies[trainer.global_step] = percent(
+            accuracy, f"{self.monitor} times scale={self.scale:g}", "scale=1 takes percent, scale=100 a fraction"
+        )
 
     def _stop(self, trainer: pl.Trainer) -> None:
         self.diverged = trainer.should_stop = True

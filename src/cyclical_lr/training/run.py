@@ -275,7 +275,6 @@ def _train_together(
                 "engine": engine,
                 "together": len(members),  # runs that share the process, hence the training seconds
                 "started": _now(),
-                **{key: plan["data"][key] for key in ("decode",) if key in plan["data"]},  # rounds otherwise, no more
             }
         )
         if ddp.rank() == 0:
