@@ -329,10 +329,12 @@ class Bounds:
 
     @property
     def base_lr(self) -> float | None:
+        """None where the curve shows none."""
         return self.base.lr
 
     @property
     def max_lr(self) -> float | None:
+        """None where the curve shows none."""
         return self.max.lr
 
     @property

@@ -353,10 +353,12 @@ REMEDY = "put back what was there, or remove it, and the run is done again"
 
 
 def record_path(results_dir: Path, run_id: str) -> Path:
+    """Where a run's record is, or will be."""
     return results_dir / "runs" / f"{run_id}.json"
 
 
 def curve_path(results_dir: Path, run_id: str) -> Path:
+    """Where a run's curve is, or will be."""
     return results_dir / "curves" / f"{run_id}.csv"
 
 

@@ -349,6 +349,10 @@ class TorchSGD(Solver):
         return torch._foreach_mul(velocities, _of_type(group["lr"], velocities))
 
 
+# What conf/solver names. `model`, `weight_decay` and `multipliers` are those of `param_groups`, the rest those of the
+# class, as are the errors; the LR comes with `set_lr` or a scheduler.
+
+
 def caffe_sgd(model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0, multipliers: bool = True) -> CaffeSGD:
     """Caffe's SGD solver for `model`, with its multipliers."""
     return CaffeSGD(param_groups(model, weight_decay, multipliers), momentum=momentum)

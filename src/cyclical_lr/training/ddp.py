@@ -68,10 +68,12 @@ def _environment_of_srun() -> dict[str, str]:
 
 
 def rank() -> int:
+    """Of this process, from 0; 0 without DDP."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def ranks() -> int:
+    """How many there are; 1 without DDP."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
