@@ -73,8 +73,8 @@ def report(cfg: DictConfig) -> Sequence[str]:
     drawn, not_drawn = gallery.draw_all(names, said, CONF, figures_dir)
     written += drawn
     shown = list(gallery.FIGURES.values())
-    chosen = [record for record in results.records.values() if wanted is None or record.experiment in wanted]
-    if absent := sorted((wanted or set()) - {record.experiment for record in chosen}):
+    chosen = list(results.records.values()) if wanted is None else figures.named(results, wanted)
+    if absent := sorted((wanted or set()) - {name for record in chosen for name in (record.label, record.experiment)}):
         not_drawn = [*not_drawn, f"{', '.join(absent)}: no run in {results_dir}"]
     if cfg.title is not None and chosen:
         runs = [(record, results.curves[record.run_id]) for record in chosen]

@@ -96,6 +96,25 @@ def test_figure_1_has_the_runs_of_caffe_itself_where_there_are_some(add_run, tmp
     assert [line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_color() == "black"] == [82.0, 83.0]
 
 
+def test_a_name_stands_for_its_label_or_where_there_is_none_for_all_of_its_experiment(add_run, tmp_path):
+    for label in ("mine", "mine[seed=1]", "other[x=1]", "other[x=2]", "third"):
+        add_run(label, 0, {0: 10.0, 25_000: 80.0})
+    results = collect.collect(tmp_path)
+    assert {run.label for run in figures.named(results, {"mine", "other"})} == {"mine", "other[x=1]", "other[x=2]"}
+    assert [run.label for run in figures.named(results, {"mine[seed=1]"})] == ["mine[seed=1]"]
+
+
+def test_a_figure_grows_with_its_legend(add_run, tmp_path, recwarn):
+    for number in range(24):
+        add_run(f"mine[x={number}]", 0, {0: 10.0, 25_000: 80.0})
+    results = collect.collect(tmp_path)
+    runs = [(run, results.curves[run.run_id]) for run in results.records.values()]
+    figure = figures.accuracy_and_lr(runs, "Many")
+    figure.draw_without_rendering()
+    assert all(axes.get_position().height * figure.get_figheight() > 0.6 for axes in figure.axes)
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+
+
 def test_a_notebooks_own_figures_stay_on_its_screen():
     program = "import matplotlib as m; m.use('svg'); import cyclical_lr.report.figures; print(m.get_backend())"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "svg"

@@ -20,7 +20,9 @@ def curve(last, at_drop=76.0):
 
 def test_without_a_run_the_sentences_say_not_run(paper):
     sentences = found(paper, Results({}, {}, ()))
-    assert sentences == ["**LR drops** add at 25,000: to CLR not run; to `decay` not run; to `exp` not run."]
+    assert sentences == [
+        "**LR drops** add at 25,000 (claims of this study's own): to CLR not run; to `decay` not run; to `exp` not run."
+    ]
     lead = headline.lead(make_report(paper, Results({}, {}, ())))
     ours = sum(claim["source"] == "paper" for claim in paper.claims)
     assert (
@@ -83,8 +85,9 @@ def test_one_seed_gives_numbers_without_interval_or_verdict(paper, tmp_path, add
     add_run("cifar10_tri2_no_drops", 0, curve(79.5))
     drops, times = found(paper, collect(tmp_path))
     assert drops == (
-        "**LR drops** add at 25,000: to CLR +1.10 points (n = 1, no interval): no verdict (n = 1); to `decay` not run; "
-        "to `exp` not run. Before the first, at 16,000: 78.59 (`cifar10_tri2`), 76.49 (`cifar10_fixed_25k`) %."
+        "**LR drops** add at 25,000 (claims of this study's own): to CLR +1.10 points (n = 1, no interval): "
+        "no verdict (n = 1); to `decay` not run; to `exp` not run. Before the first, at 16,000: 78.59 "
+        "(`cifar10_tri2`), 76.49 (`cifar10_fixed_25k`) %."
     )
     assert times == (
         "**Iterations** to 80.5 %, the highest target that most CLR runs reach (medians): `cifar10_tri2` 24,000 (1 of "
@@ -143,7 +146,7 @@ def test_bf16_has_a_sentence_where_it_and_float32_were_run(paper, tmp_path, add_
     *_, tri2 = found(paper, collect(tmp_path))  # the other has no float32 beside it
     assert tri2 == (
         "**In bfloat16** `cifar10_tri2` ends at 81.20 %, -0.10 [-0.27, +0.07] points (n = 3, 90 % interval) from "
-        "float32. Equal to within ±0.5: reproduced (preliminary)."
+        "float32. That they are equal to within ±0.5, a claim of this study's own: reproduced (preliminary)."
     )
 
 
@@ -156,7 +159,7 @@ def test_other_constant_lrs_later_policies_and_each_missed_detail_have_a_sentenc
     add_run("cifar10_tri2[model.lrn=none]", 1, curve(79.5))
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
-    others = "76.80 at 0.0005 (n = 1), 81.00 at 0.002 (n = 2); CLR 80.50"
+    others = "76.80 at 0.0005 (n = 1), 81.00 at 0.002 (n = 2); CLR 80.50; why n differs: DEVIATIONS.md, last section"
     near = (
         "That CLR spares the search for an LR, the paper's promise, is judged by no rule: here 1 of these 2 come "
         "within 0.5 points of it."
@@ -181,7 +184,7 @@ def test_seeds_that_diverged_are_told_wherever_a_number_is(paper, tmp_path, add_
     for seed in (1, 2):
         add_run("cifar10_tri2[precision=bf16]", seed, curve(79.0), status="diverged", precision="bf16")
     sentences = " ".join(found(paper, collect(tmp_path)))
-    assert "points (n = 1, no interval) from float32 (2 diverged, in float32 1 diverged). Equal" in sentences
+    assert "points (n = 1, no interval) from float32 (2 diverged, in float32 1 diverged). That they are" in sentences
     assert "80.00 at 0.005 (1 diverged) (n = 1; CLR 80.00)" in sentences
     assert "PyTorch's weights +0.00 (1 diverged)" in sentences
 
@@ -195,8 +198,8 @@ def test_what_is_read_in_mid_cycle_stands_beside_the_cycles_ends(paper, tmp_path
     (sentence,) = [each for each in found(paper, collect(tmp_path)) if "exp_range" in each]
     assert sentence == (
         "**exp_range**: at the stepsize chosen here 42,000, where the paper reads it, is mid-cycle (81.40 at 40,000 "
-        "and 81.50 at 44,000, where cycles end); above the fixed policy at 70,000: contradicted (preliminary); where "
-        "cycles end, uncorrected: contradicted at 40,000, contradicted at 44,000."
+        "and 81.50 at 44,000, where cycles end); the paper's claim that it is above the fixed policy at 70,000: "
+        "contradicted (preliminary); where cycles end, uncorrected: contradicted at 40,000, contradicted at 44,000."
     )
 
 

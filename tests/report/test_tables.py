@@ -64,9 +64,9 @@ def test_a_row_has_ours_the_papers_the_difference_and_the_verdict(paper, headlin
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((81.3, 81.3 - half, 81.3 + half), abs=1e-6)
     assert row["best"] == pytest.approx(81.3)
-    assert (row["paper"], row["difference"]) == pytest.approx((81.4, 0.1))
+    assert (row["paper"], row["difference"]) == pytest.approx((81.4, -0.1))
     assert 4.302653 * 0.1 * math.sqrt(4 / 3) < 0.5  # half of the interval is at least that
-    assert (row["difference_low"], row["difference_high"]) == pytest.approx((-0.4, 0.6), abs=1e-6)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((-0.6, 0.4), abs=1e-6)
 
 
 def test_a_bf16_run_is_a_row_of_its_own_right_after_the_float32_one(paper, headline):
@@ -76,7 +76,7 @@ def test_a_bf16_run_is_a_row_of_its_own_right_after_the_float32_one(paper, headl
     assert labels[at + 1] == "cifar10_tri2[precision=bf16]" and labels.count("cifar10_tri2[precision=bf16]") == 1
     row = frame.iloc[at + 1]
     assert (row["section"], row["n"], row["mean"], row["verdict"]) == ("bf16", 1, 81.0, "")
-    assert row["paper"] == 81.4 and row["difference"] == pytest.approx(0.4)
+    assert row["paper"] == 81.4 and row["difference"] == pytest.approx(-0.4)
 
 
 def test_controls_stand_in_table_1_at_every_iteration_that_a_claim_names(paper, headline):
@@ -147,7 +147,7 @@ def test_table_4_is_read_at_the_end_and_judged_against_a_mean_of_five(paper, tmp
     (row,) = rows_of(make(paper, collect(tmp_path))["table4"], label="cifar10_resnet_clr")
     half = 2.262157 * 0.421637 * math.sqrt(1 / 5 + 1 / 10)
     assert (row["iterations"], row["n"], row["verdict"]) == (64_000, 10, "reproduced")
-    assert row["difference_high"] == pytest.approx(0.2 + half, abs=1e-5)
+    assert row["difference_low"] == pytest.approx(-0.2 - half, abs=1e-5)
 
 
 def test_diverged_and_unmeasured_runs_are_remarked_on(paper, tmp_path, add_run):
@@ -286,7 +286,7 @@ def test_markdown_shows_each_section_and_the_verdict(paper, headline, tmp_path):
     write(tmp_path, paper, headline)
     text = (tmp_path / "tables" / "table1.md").read_text()
     assert re.findall(r"^#+ .*", text, re.MULTILINE)[0].startswith("# Table 1")
-    row = "| cifar10_tri2 | 81.30 [81.05, 81.55] | 3 | 81.30 | 81.4 | +0.10 [-0.40, +0.60] | reproduced (preliminary) |"
+    row = "| cifar10_tri2 | 81.30 [81.05, 81.55] | 3 | 81.30 | 81.4 | -0.10 [-0.60, +0.40] | reproduced (preliminary) |"
     assert row in text
     assert "| cifar10_tri2[precision=bf16] | 81.00 (no interval) | 1 |" in text
     assert "| imagenet_alexnet_fixed |  | 0 |  | 58.0 |  | not run |" in text

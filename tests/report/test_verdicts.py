@@ -47,9 +47,8 @@ def test_a_small_spread_cannot_reject_a_number_within_the_floor(paper, value, ve
     found = verdicts.number(paper, cell(*[81.0] * 10), value, 1)
     assert (found.verdict, found.preliminary, found.n) == (verdict, False, 10)
     assert found.prediction == (80.5, 81.5)
-    assert found.difference == pytest.approx(value - 81) and found.interval == pytest.approx(
-        (value - 81.5, value - 80.5)
-    )
+    assert found.difference == pytest.approx(81 - value)
+    assert found.interval == pytest.approx((80.5 - value, 81.5 - value))
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(82.0, "reproduced"), (82.01, "not reproduced")])
@@ -60,7 +59,7 @@ def test_a_number_is_judged_by_the_prediction_interval_for_one_run(paper, value,
     assert found.verdict == verdict
     assert found.prediction == pytest.approx((81 - half, 81 + half), abs=1e-5)
     assert half == pytest.approx(1.00035, abs=1e-4)
-    assert found.interval == pytest.approx((value - 81 - half, value - 81 + half), abs=1e-5)
+    assert found.interval == pytest.approx((81 - half - value, 81 + half - value), abs=1e-5)
     assert found.confidence == 0.95 and found.p is None
 
 
@@ -334,7 +333,7 @@ def test_the_papers_headline_from_files_to_verdict(paper, tmp_path, add_run):
         add_run("cifar10_fixed", seed, {0: 10.0, 25_000: 70.0, 70_000: 81.1 + seed / 10})
     found = by_id(verdicts.decide(paper, collect(tmp_path)))
     assert found["table1_tri2"].text == "reproduced (preliminary)"
-    assert found["table1_tri2"].difference == pytest.approx(81.4 - 81.3)
+    assert found["table1_tri2"].difference == pytest.approx(81.3 - 81.4)
     assert found["table1_tri2_equals_fixed"].difference == pytest.approx(0.1)
     assert found["table1_tri2_beats_decay"].text == "not run"
     # 20,000 was not evaluated.

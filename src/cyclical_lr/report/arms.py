@@ -100,7 +100,7 @@ MISTAKES: Groups = {
 }
 """The arms of conf/study/porting_mistakes.yaml: one of Caffe's choices changed at a time, then several."""
 LATER_POLICIES: Groups = {
-    "Of the paper, and compressed": [
+    "The paper's, in CLR's budget": [
         (FAITHFUL, END, "triangular2, 3 phases"),
         ("cifar10_fixed_25k", END, "fixed, 25k"),
         ("cifar10_fixed_25k_matched", END, "fixed, CLR's mean LR"),

@@ -7,7 +7,7 @@ curves alone: neither data set nor GPU.
 import logging
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,12 @@ def named_rows(axes: Axes, ticks: Sequence[tuple[float, str]], headings: Sequenc
 # A user's own runs ----------------------------------------------------------------------------------------------------
 
 
+def named(results: Results, names: Collection[str]) -> list[Record]:
+    """The runs of these labels; of an experiment of which no run has the bare name, those of all its labels."""
+    overridden = set(names) - results.by_label.keys()
+    return [run for run in results.records.values() if run.label in names or run.experiment in overridden]
+
+
 def accuracy_and_lr(runs: Runs, title: str) -> Figure:
     """Test accuracy (%) above, LR below, against the iteration: a line per label, the seeds' range as a band.
 
@@ -182,6 +188,7 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
                 above.plot([], [], color=arm.colour, label=name)
             figure.set_figheight(figure.get_figheight() + LINE * name.count("\n"))
             _lr_line(below, *cell[0], arm.colour)
+        figure.set_figheight(figure.get_figheight() + LINE * max(0, len(by_label) - 4))  # the legend's lines
         above.set_ylabel("test accuracy (%)")
         below.set_ylabel("learning rate")
         below.set_xlabel("iteration")

@@ -93,8 +93,6 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
     axes.fill_betweenx([y - 0.5, y + 0.5], -margin, margin, color="0.9", lw=0, zorder=0)
     colour = VERDICT_COLOURS.get(finding.verdict)
     low, high = finding.interval
-    if rule == "number":  # the finding has the paper's minus ours
-        low, high = -high, -low
     if np.isfinite([low, high]).all():
         axes.plot([low, high], [y, y], color=colour or GREY, lw=1, zorder=2)
         for cut, marker, end in ((low < -limit, CARETLEFT, -limit), (high > limit, CARETRIGHT, limit)):
@@ -119,7 +117,11 @@ def _legend(figure: Figure, others: int, columns: int) -> None:
     ]
     handles += [Line2D([], [], color=GREY, marker="o", ms=3.5, mfc="white", ls="none", label="too few seeds")]
     handles += [Line2D([], [], color="black", marker="o", ms=3.5, ls="none", label="preliminary", **HALF)]
-    rules = {"number": "ours less the paper's", "equal": "A less B, equal?", "greater": "A less B, A above?"}
+    rules = {
+        "number": "ours less the paper's",
+        "equal": "first less second, equal?",
+        "greater": "first less second, above?",
+    }
     handles += [
         Line2D([], [], color="black", marker=MARKERS[rule], ms=3.5, ls="none", label=name)
         for rule, name in rules.items()

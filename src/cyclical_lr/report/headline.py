@@ -33,6 +33,14 @@ RANGE_TESTS = {
 """Claims with rule `bounds` on CIFAR-10."""
 PRECISION = ("precision_tri2", "precision_fixed_25k")
 """Claims whose operands are an experiment in bfloat16 and in float32."""
+POLICIES = (
+    "LR against iteration (all drawn: figure `schedules`): CLR is triangular2, 0.001 to 0.005 and back in 4,000 "
+    "iterations, the amplitude halved with each cycle; both bounds are a tenth from 16,000 on and a hundredth from "
+    "22,000 on (the drops), in cycles of 2,000 and 1,000 (Table 2). fixed: 0.001, with drops at 60,000 and 65,000. "
+    "CLR's mean LR: 0.00194, that of its first 16,000. decay: 0.007 to 0.001 in 4,000, then constant. exp: 0.001, "
+    "times 0.99994 per iteration. exp_range: 0.001 to 0.006 and back in 4,000, both bounds times 0.99994 per iteration."
+)
+"""What the policies of the first table are, as their lab cards have them."""
 
 
 def lead(report: Report) -> str:
@@ -190,7 +198,8 @@ def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
     for name, cell in run.items():
         remarks = cell.remarks if alike else [f"n = {cell.n}", *cell.remarks]
         ends.append(f"{wording.number(statistics.mean(cell.values))} {name}{_brackets(remarks)}")
-    return f"{what}: {', '.join(ends)}{f' ({_seeds(list(run.values()))}{beside})' if alike else beside}."
+    more = "" if alike else "; why n differs: DEVIATIONS.md, last section"
+    return f"{what}: {', '.join(ends)}{f' ({_seeds(list(run.values()))}{beside})' if alike else beside}{more}."
 
 
 def _mistakes(results: Results) -> str:
@@ -234,7 +243,7 @@ def _drops(paper: Paper, results: Results, by_id: Mapping[str, Verdict]) -> str:
         verdict = by_id[claim]
         gain = f"{_lead(paper, verdict)}: {verdict.finding.text}" if _all_run(verdict) else NOT_RUN
         gains.append(f"to {policy} {gain}")
-    text = f"**LR drops** add at 25,000: {'; '.join(gains)}."
+    text = f"**LR drops** add at 25,000 (claims of this study's own): {'; '.join(gains)}."
     drop = paper.tables["table2"][0]["max_iter"]
     before = [read_cell(results, label, drop) for label in (arms.FAITHFUL, *CONTROLS)]
     shown = [f"{wording.number(statistics.mean(cell.values))} (`{cell.label}`)" for cell in before if cell.n]
@@ -248,7 +257,10 @@ def _exp_range(report: Report, by_id: Mapping[str, Verdict]) -> str:
     if where := mid_cycle(report.results, cell.label, cell.iteration):
         said.append(f"at the stepsize chosen here {cell.iteration:,}, where the paper reads it, is {where}")
     if _all_run(above):
-        said.append(f"above the fixed policy at 70,000: {above.finding.text}{markup.at_cycle_ends(above)}")
+        said.append(
+            "the paper's claim that it is above the fixed policy at 70,000: "
+            f"{above.finding.text}{markup.at_cycle_ends(above)}"
+        )
     return f"**exp_range**: {'; '.join(said)}." if said else ""
 
 
@@ -275,7 +287,8 @@ def _precision(paper: Paper, verdict: Verdict) -> str:
     return (
         f"**In bfloat16** `{high.label}` ends at {mean} %, {_lead(paper, verdict)} from float32"
         f"{_brackets([*low.remarks, *(f'in float32 {remark}' for remark in high.remarks)])}. "
-        f"Equal to within ±{paper.rule('equal')['margin']:g}: {verdict.finding.text}."
+        f"That they are equal to within ±{paper.rule('equal')['margin']:g}, a claim of this study's own: "
+        f"{verdict.finding.text}."
     )
 
 

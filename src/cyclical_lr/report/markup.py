@@ -12,7 +12,7 @@ from cyclical_lr.records import write_atomic
 from cyclical_lr.report import latex, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.cycles import mid_cycle
-from cyclical_lr.report.paper import FAMILIES, Paper
+from cyclical_lr.report.paper import FAMILIES, NOT_THE_PAPERS, OWN_FAMILIES, Paper
 from cyclical_lr.report.statistics import Interval
 from cyclical_lr.report.tables import NUMBERS, PHASE, RATIOS
 from cyclical_lr.report.verdicts import (
@@ -93,7 +93,7 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
             out["best so far"] = wording.number(row["best"])
             out["paper"] = wording.quoted(row["paper"])
             interval = Interval(row["difference_low"], row["difference_high"])
-            out[f"paper - ours [{confidence} prediction interval, at least ±{number['floor']:g}]"] = wording.difference(
+            out[f"ours - paper [{confidence} prediction interval, at least ±{number['floor']:g}]"] = wording.difference(
                 row["difference"], interval
             )
             out["verdict"] = row["verdict"]
@@ -195,7 +195,8 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         "0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
         "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
         f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
-        "of three, they are too narrow); a speed-up of 0 is of seeds whose median never gets there. "
+        "of three, they are too narrow); a speed-up of 0 is of seeds whose median never gets there, an infinite one of "
+        "others' that never does, an undefined one where neither does. A and B are a claim's first and second run. "
         "The last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(counts)}.\n",
     ]
@@ -206,14 +207,15 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
                 " ".join(f"`{verdict.id}`: {claim['text']} ({claim['place']}) {claim.get('note', '')}".split()),
                 our_numbers(paper, results, verdict),
                 f"**{verdict.finding.text}**",
-                controls_say(verdict, by_control),
+                "; ".join(f"`{other}` {said}" if other else said for other, said in controls_say(verdict, by_control)),
             ]
             for verdict, claim in ((verdict, verdict.claim) for verdict in verdicts)
             if claim["family"] == family
         ]
-        parts.append(
-            f"## {FAMILIES.get(family, family)}\n\n{wording.pipes(['claim', 'ours', 'verdict', 'controls'], rows)}"
-        )
+        parts.append(f"## {FAMILIES.get(family, family)}\n")
+        if family in OWN_FAMILIES:
+            parts.append(f"{NOT_THE_PAPERS}\n")
+        parts.append(wording.pipes(["claim", "ours", "verdict", "controls"], rows))
     return "\n".join(parts)
 
 
@@ -227,7 +229,9 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
         text = f"{cells[0]}; paper {wording.quoted(paper.rows[verdict.claim['row']]['accuracy'])}"
         if found.prediction is not None:
             text += f", expected within {wording.interval(found.prediction)}"
-            text += f"; paper - ours {wording.difference(found.difference, found.interval)}"
+            if found.verdict == INCONCLUSIVE:
+                text += f" (wider than ±{paper.rule(rule)['inconclusive']:g}: too wide for a verdict)"
+            text += f"; ours - paper {wording.difference(found.difference, found.interval)}"
         return text + at_cycle_ends(verdict)
     if rule == "time_to_target":
         ratios = [time for time in verdict.times if time.role == "B" and time.unit == "iterations"]
@@ -275,11 +279,15 @@ def control_claims(verdicts: Sequence[Verdict]) -> list[tuple[frozenset[str], Ve
     ]
 
 
-def controls_say(verdict: Verdict, by_control: Sequence[tuple[frozenset[str], Verdict]]) -> str:
-    """The controls at A's iteration, and the verdicts of control claims that set one of them against a cell of ours."""
+def controls_say(verdict: Verdict, by_control: Sequence[tuple[frozenset[str], Verdict]]) -> list[tuple[str, str]]:
+    """The controls at A's iteration, and the verdicts of control claims that set one of them against a cell of ours.
+
+    Returns:
+        the claim's id, empty for a control itself, and what is said of it.
+    """
     ours, controls = {cell.label for cell in verdict.cells}, {cell.label for cell in verdict.controls}
-    parts = [wording.cell(cell) for cell in verdict.controls]
+    parts = [("", wording.cell(cell)) for cell in verdict.controls]
     for labels, claim in by_control:
         if labels & controls and labels <= ours | controls and labels & ours:
-            parts.append(f"`{claim.id}` {claim.finding.text}")
-    return "; ".join(parts)
+            parts.append((claim.id, claim.finding.text))
+    return parts

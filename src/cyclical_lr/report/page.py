@@ -17,7 +17,7 @@ from cyclical_lr.records import Record, write_atomic
 from cyclical_lr.report import headline, headline_tables, markup, wording
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.gallery import Entry
-from cyclical_lr.report.paper import FAMILIES, Paper
+from cyclical_lr.report.paper import FAMILIES, NOT_THE_PAPERS, OWN_FAMILIES, Paper
 from cyclical_lr.report.report import Report
 from cyclical_lr.report.verdicts import (
     CONTRADICTED,
@@ -129,6 +129,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         runs=_counted(len(results.records), "run"),
         problems=len(results.problems),
         short=headline.short(report),
+        policies=markdown.line(headline.POLICIES),
         rules=markdown.line(headline.rules(report)),
         found=[markdown.line(sentence) for sentence in headline.found(report)],
         claims=sum(counts.values()),
@@ -224,7 +225,9 @@ def _families(report: Report) -> list[dict[str, Any]]:
         ]
         run = [claim for claim in claims if claim["verdict"] != NOT_RUN]
         waiting = [claim for claim in claims if claim["verdict"] == NOT_RUN]
-        out.append({"name": family, "title": FAMILIES.get(family, family), "run": run, "waiting": waiting})
+        about = NOT_THE_PAPERS if family in OWN_FAMILIES else ""
+        title = FAMILIES.get(family, family)
+        out.append({"name": family, "title": title, "about": about, "run": run, "waiting": waiting})
     return out
 
 

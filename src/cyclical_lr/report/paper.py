@@ -25,6 +25,8 @@ FAMILIES = {
     "precision": "Precision",
 }
 """Of claims, for a reader."""
+OWN_FAMILIES = ("controls", "precision")
+NOT_THE_PAPERS = "The paper claims none of these: “reproduced” says that what this study supposed is so."
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ def block(report: Report) -> str:
     figure1 = report.paper.figures[1]
     coverage = f"Rows of the paper that have a run: {', '.join(headline_tables.coverage(report))}."
     parts = [f"**{short}**\n"] if (short := headline.short(report)) else []
-    parts += [_linked(headline_tables.beside_clr(report)), "".join(f"- {each}\n" for each in headline.found(report))]
+    parts += [
+        _linked(headline_tables.beside_clr(report)),
+        f"{headline.POLICIES}\n",
+        "".join(f"- {each}\n" for each in headline.found(report)),
+    ]
     parts += [f"{headline.lead(report)} {coverage} {headline.machines(report)}".rstrip() + "\n"]
     parts += [f"{headline.rules(report)}\n"]
     if len(rows := headline_tables.measured_rows(report)):

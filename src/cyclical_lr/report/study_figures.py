@@ -371,7 +371,7 @@ FIGURES = {
         "Every claim that compares accuracies and has runs: the difference, its interval (for the paper's numbers the "
         "95 % prediction interval, else 90 %, not corrected for the family) and the margin of its rule, coloured by "
         "verdict, half of it if preliminary; † where it is read in mid-cycle, an arrow where it lies beyond the axis. "
-        "Rows are named as in results/claims.md.",
+        "Rows have the claims' names in results/claims.md, less their beginnings.",
         ("table1_cifar", "controls", "table3", "figure6", "windows", "stepsize", "third_rule"),
         _verdicts,
     ),

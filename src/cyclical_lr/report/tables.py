@@ -37,7 +37,7 @@ NUMBERS = (
     *("iterations", "label", "n", "mean", "low", "high", "best"),
     *("paper", "difference", "difference_low", "difference_high", "verdict", "remarks"),
 )
-"""mean, low, high: ours and its interval; best: mean of the best up to there; difference: the paper's minus ours."""
+"""mean, low, high: ours and its interval; best: mean of the best up to there; difference: ours minus the paper's."""
 PHASE = ("base_lr", "max_lr", "stepsize", "start", "max_iter")
 TIMES = (
     *("claim", "label", "role", "unit", "target", "runs", "reached", "median", "speed_up", "low", "high"),
@@ -94,7 +94,7 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
                 iteration = row["iterations"] or last_iteration(results, label)
                 cell = read_cell(results, label, iteration or 0)
                 out = {"section": section, **described, **_ours(paper, results, cell), "iterations": iteration}
-                out |= {"paper": row["accuracy"], "difference": row["accuracy"] - out["mean"]}
+                out |= {"paper": row["accuracy"], "difference": out["mean"] - row["accuracy"]}
                 found = number(paper, cell, row["accuracy"], row["runs"])
                 out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
                 out["verdict"] = found.text if section == "paper" else ""

@@ -36,7 +36,7 @@ INCONCLUSIVE, NOT_RUN, MEASURED = "inconclusive", "not run", "measured"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule says of one or two cells. Differences are in percentage points, A - B or the paper - ours."""
+    """What a rule says of one or two cells. Differences are in percentage points, A - B or ours - the paper's."""
 
     verdict: str
     n: int  # the smaller one where two cells are compared
@@ -177,8 +177,8 @@ def number(paper: Paper, cell: Cell, value: float, runs: int) -> Finding:
         paper,
         verdict,
         (cell,),
-        difference=value - statistics.mean(cell.values),
-        interval=Interval(value - prediction.high, value - prediction.low),
+        difference=statistics.mean(cell.values) - value,
+        interval=Interval(prediction.low - value, prediction.high - value),
         confidence=confidence,
         prediction=prediction,
     )
