@@ -77,7 +77,7 @@ FIGURES = {
     3: PaperFigure(
         "The LR range test on CIFAR-10: test accuracy against the LR, which rises from 0 to 0.02 over eight epochs "
         "and, as a control, over four. The bounds that the paper read off, and those that this study's rules read off "
-        "the first, are marked.",
+        "the first, are marked: a base_lr and a max_lr by each rule (figure3_bounds in results/claims.md).",
         ("cifar10_range_test", "cifar10_range_test_ss2000"),
         ("figure3",),
     ),
