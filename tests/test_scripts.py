@@ -138,7 +138,7 @@ def test_a_failed_run_exits_with_1_and_its_message(tmp_path, script):
 def test_the_readmes_way_from_a_record_to_its_network_gives_the_records_accuracy(tmp_path, script):
     assert script("iterations=12")[0] == 0
     (record,) = records_in(tmp_path)
-    ((code,),) = [re.findall(r"in the last checkpoint:\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)]
+    ((code,),) = [re.findall(r"in its last checkpoint[^\n]*:\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)]
     for name, here in {
         "results/runs/RUN_ID": f"{tmp_path}/results/runs/{record.run_id}",
         "outputs/RUN_ID/checkpoint-000025000": f"{tmp_path}/runs/{record.run_id}/checkpoint-000000012",

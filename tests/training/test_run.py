@@ -278,9 +278,11 @@ def test_an_unreadable_record_is_named(tmp_path, train):
 # Divergence -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_diverged_run_is_recorded_with_its_curve_up_to_there_and_not_run_again(tmp_path, train):
-    (outcome,) = train("schedule.base_lr=1e30", "schedule.max_lr=1e30", "eval_every=1")
+def test_a_diverged_run_is_recorded_with_its_curve_up_to_there_and_not_run_again(tmp_path, train, caplog):
+    with caplog.at_level("INFO"):
+        (outcome,) = train("schedule.base_lr=1e30", "schedule.max_lr=1e30", "eval_every=1")
     record = outcome.record
+    assert re.findall(r"seed 0  (\d+)/12 ", caplog.text)[-1] == str(record.iterations)  # and not a step more
     assert record.status == "diverged" and 0 < record.iterations < 12 and record.train_seconds > 0
     assert re.search(rf"loss is (nan|inf) at iteration {record.iterations}", record.message)
     rows = records.read_curve(records.curve_path(tmp_path / "results", record.run_id))

@@ -168,6 +168,9 @@ class Classifier(pl.LightningModule):
                     self.stop_clock()
                     self.start_clock()
                 member.diverged = f"training loss is {member.loss_sum} at iteration {self.iteration}"
+        self._stop_if_all_diverged()
+
+    def _stop_if_all_diverged(self) -> None:
         if self._trainer and all(member.diverged for member in self.members):
             self.trainer.should_stop = True
 
@@ -214,6 +217,7 @@ class Classifier(pl.LightningModule):
             member.curve.append(row)
             member.loss_sum, member.loss_count = 0.0, 0
             self._loss_sums[m].zero_()
+        self._stop_if_all_diverged()
 
     # A fit's begin and end; the clock, of training alone, neither evaluation nor checkpoints --------------------------
 
