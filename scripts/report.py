@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 from cyclical_lr.records import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,9 +42,10 @@ def main(cfg: DictConfig) -> None:
 
 def report(cfg: DictConfig) -> Sequence[str]:
     """Read, draw and write what is asked for; what was wrong with which file."""
-    from cyclical_lr.report import collect, figures, gallery, markup, page, readme
-    from cyclical_lr.report.paper import read_paper
-    from cyclical_lr.report.report import make_report
+    with processes.loading():
+        from cyclical_lr.report import collect, figures, gallery, markup, page, readme
+        from cyclical_lr.report.paper import read_paper
+        from cyclical_lr.report.report import make_report
 
     known = [key for key in map(str, OmegaConf.load(CONF / "report.yaml")) if key not in ("defaults", "hydra")]
     if unknown := sorted(map(str, set(cfg) - set(known))):  # Hydra takes `+typo=1`

@@ -48,9 +48,10 @@ OmegaConf.register_new_resolver("groups", groups, replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")
 def main(cfg: DictConfig) -> None:
-    from cyclical_lr.records import ConfigError, is_range_test  # imported here: --help and --cfg stay quick
-    from cyclical_lr.report.ending import bounds, summary
-    from cyclical_lr.training.run import NotWritten, run
+    with processes.loading():  # imported here: --help and --cfg stay quick
+        from cyclical_lr.records import ConfigError, is_range_test
+        from cyclical_lr.report.ending import bounds, summary
+        from cyclical_lr.training.run import NotWritten, run
 
     alone = HydraConfig.get().mode == RunMode.RUN
     try:

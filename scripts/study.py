@@ -75,8 +75,9 @@ def main(arguments: list[str]) -> int:
     if not at_once.isdecimal() or int(at_once) < 1:
         return refuse(f"jobs: expected jobs=N with a whole number N >= 1, got {at_once!r}")
 
-    from cyclical_lr.training import local, snapshot, sweep  # imported here: what is above stays quick
-    from cyclical_lr.training.config import check_writable, compose_config
+    with processes.loading():  # imported here: what is above stays quick
+        from cyclical_lr.training import local, snapshot, sweep
+        from cyclical_lr.training.config import check_writable, compose_config
 
     cluster = compose_config(CONF, common).cluster
     if cluster.kind != "local" and "jobs" in given:
@@ -132,8 +133,9 @@ def arms(file: Path) -> list[str]:
 
 def train(cfg: DictConfig) -> None:
     """What is done in each job: a run, and what a person reads of it."""
-    from cyclical_lr.report.ending import summary
-    from cyclical_lr.training.run import run
+    with processes.loading():
+        from cyclical_lr.report.ending import summary
+        from cyclical_lr.training.run import run
 
     for outcome in run(cfg, CONF):
         if outcome.fresh and outcome.record is not None:

@@ -15,7 +15,7 @@ Exit codes: 0 all replayed, 1 a record or curve cannot be used, or W&B broke off
 import sys
 from pathlib import Path
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 from cyclical_lr.command_line import refuse
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -33,10 +33,11 @@ def main(arguments: list[str]) -> int:
         if override.partition("=")[0] not in KEYS:
             return refuse(f"{override}: there is no such key here; expected one of {', '.join(KEYS)}")
 
-    from cyclical_lr import records  # imported here: --help stays quick
-    from cyclical_lr.training.config import compose_config
-    from cyclical_lr.training.sweep import is_held
-    from cyclical_lr.training.tracking import replay
+    with processes.loading():  # imported here: --help stays quick
+        from cyclical_lr import records
+        from cyclical_lr.training.config import compose_config
+        from cyclical_lr.training.sweep import is_held
+        from cyclical_lr.training.tracking import replay
 
     cfg = compose_config(CONF, overrides)
     if not all(isinstance(folder, str) and folder for folder in (cfg.results_dir, cfg.runs_dir)):

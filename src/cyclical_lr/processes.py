@@ -1,6 +1,9 @@
-"""What processes of this study agree on: exit codes, and how many cores one may use."""
+"""What processes of this study agree on: exit codes, how many cores one may use, and how libraries are loaded."""
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
 """Exit codes."""
@@ -9,3 +12,13 @@ FAILED, UNUSABLE, DIVERGED, STOPPED = 1, 2, 3, 130
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import large libraries in here: a fifth faster without garbage collection, which finds nothing among modules."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
