@@ -1,7 +1,11 @@
 """The first screen's sentences: no number without its n, no interval that is not there, no verdict of their own."""
 
-import cards
+import re
 
+import cards
+import pytest
+
+from cyclical_lr import records
 from cyclical_lr.report import headline
 from cyclical_lr.report.collect import Results, collect
 from cyclical_lr.report.report import make_report
@@ -36,6 +40,37 @@ def test_a_target_that_most_clr_runs_miss_is_not_the_highest_that_they_reach(pap
         add_run("cifar10_tri2", seed, curve(last))
     *_, times = found(paper, collect(tmp_path))
     assert times.startswith("**Iterations** to 80 %, the highest target that most CLR runs reach")
+
+
+def lrs_of(card):
+    """What the lab card computes, as the first screen prints it."""
+    return [float(f"{lr:.3g}") for lr in records.learning_rates(cards.plan(card))]
+
+
+def test_what_the_policies_are_said_to_be_is_what_their_cards_compute():
+    said = dict(re.findall(r"(?:^|[.:] )([\w' ]+?)(?: is triangular2,|:) (.*?)(?=\. |\.$)", headline.POLICIES))
+    clr, fixed, matched, decay, exp, both = (
+        lrs_of(f"cifar10_{card}") for card in ("tri2", "fixed", "fixed_25k_matched", "decay", "exp", "exp_range")
+    )
+    assert said["CLR"].startswith("0.001 to 0.005 and back in 4,000 iterations, the amplitude halved with each cycle")
+    assert [clr[at] for at in (0, 2_000, 4_000, 6_000, 8_000)] == [0.001, 0.005, 0.001, 0.003, 0.001]
+    assert (
+        "tenth from 16,000 on and a hundredth from 22,000 on (the drops), in cycles of 2,000 and 1,000" in said["CLR"]
+    )
+    assert [clr[at] for at in (15_999, 16_000, 18_000, 21_999, 22_000, 23_000)] == [
+        *(0.001, 0.0001, 0.0001, 0.0001, 0.00001, 0.00001)
+    ]
+    assert max(clr[16_000:22_000]) == clr[17_000] and max(clr[22_000:]) == clr[22_500]
+    assert said["fixed"] == "0.001, with drops at 60,000 and 65,000"
+    assert [fixed[at] for at in (0, 59_999, 60_000, 65_000)] == [0.001, 0.001, 0.0001, 0.00001]
+    assert said["CLR's mean LR"] == "0.00194, that of its first 16,000"
+    assert matched[0] == 0.00194 == pytest.approx(sum(clr[:16_000]) / 16_000, abs=5e-6)
+    assert said["decay"] == "0.007 to 0.001 in 4,000, then constant"
+    assert [decay[at] for at in (0, 2_000, 4_000, 25_000)] == [0.007, 0.004, 0.001, 0.001]
+    assert said["exp"] == "0.001, times 0.99994 per iteration"
+    assert exp[10_000] == float(f"{0.001 * 0.99994**10_000:.3g}")
+    assert said["exp_range"] == "0.001 to 0.006 and back in 4,000, both bounds times 0.99994 per iteration"
+    assert both[2_000] == float(f"{0.006 * 0.99994**2_000:.3g}") and both[4_000] == exp[4_000]
 
 
 def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add_run):

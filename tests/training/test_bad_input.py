@@ -200,6 +200,12 @@ def test_a_results_folder_whose_parts_cannot_be_written_is_found_out_before_trai
     assert not list(tmp_path.rglob("checkpoint*"))
 
 
+def test_run_folders_are_kept_apart_from_the_records(tmp_path, train):
+    with pytest.raises(ConfigError, match=r"^runs_dir: expected a folder apart from .*results/runs"):
+        train(f"runs_dir={tmp_path}/elsewhere/../results/runs")
+    assert not (tmp_path / "results").exists()
+
+
 def test_data_that_are_not_there_are_named_with_ways_to_get_them(tmp_path, train):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ConfigError, match=r"data\.source=.*nowhere.*does not exist.*CYCLICAL_LR_DATA"):

@@ -157,6 +157,8 @@ def check(plan: Mapping[str, Any]) -> None:
     for key in ("results_dir", "runs_dir"):
         if not isinstance(plan[key], str) or not plan[key]:
             raise ConfigError(f"{key}: expected a folder, got {plan[key]!r}; give {key}=FOLDER or leave it out")
+    if Path(plan["runs_dir"]).resolve() in (Path(plan["results_dir"]).resolve() / name for name in ("runs", "curves")):
+        raise ConfigError(f"runs_dir: expected a folder apart from results_dir's records, got {plan['runs_dir']}")
     for key in ("name", "num_classes"):
         if key not in plan["data"]:
             raise ConfigError(f"data.{key}: there is none, and labels and the network need it; give +data.{key}=VALUE")
