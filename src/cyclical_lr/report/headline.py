@@ -169,14 +169,15 @@ def _constant(paper: Paper, results: Results) -> str:
     cells = {f"at {lr:g}": read_cell(results, label, arms.END) for lr, label in labels}
     said = _ends(results, "**Other constant LRs** with CLR's budget and drops (`+study=constant_lr`, in %)", cells)
     clr = read_cell(results, arms.FAITHFUL, arms.END)
-    means = [statistics.mean(cell.values) for cell in cells.values() if cell.n]
-    if not (clr.n and means):
+    if not (clr.n and said):
         return said
     margin = paper.rule("equal")["margin"]
+    every = [*cells.values(), *(read_cell(results, label, arms.END) for label in CONTROLS)]
+    means = [statistics.mean(cell.values) for cell in every if cell.n]
     near = sum(abs(mean - statistics.mean(clr.values)) <= margin for mean in means)
     return (
-        f"{said} That CLR spares the search for an LR, the paper's promise, is judged by no rule: here {near} of these "
-        f"{len(means)} come within {margin:g} points of it."
+        f"{said} That CLR spares the search for an LR, the paper's promise, is judged by no rule: of these and those of "
+        f"the controls in the first table, {near} of {len(means)} LRs come within {margin:g} points of it."
     )
 
 
@@ -258,7 +259,7 @@ def _exp_range(report: Report, by_id: Mapping[str, Verdict]) -> str:
         said.append(f"at the stepsize chosen here {cell.iteration:,}, where the paper reads it, is {where}")
     if _all_run(above):
         said.append(
-            "the paper's claim that it is above the fixed policy at 70,000: "
+            "that it is above the fixed policy at 70,000, as the order of the paper's rows has it: "
             f"{above.finding.text}{markup.at_cycle_ends(above)}"
         )
     return f"**exp_range**: {'; '.join(said)}." if said else ""

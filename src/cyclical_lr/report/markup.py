@@ -195,7 +195,7 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
         "0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
         "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
         f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
-        "of three, they are too narrow); a speed-up of 0 is of seeds whose median never gets there, an infinite one of "
+        "of a few, they are too narrow); a speed-up of 0 is of seeds whose median never gets there, an infinite one of "
         "others' that never does, an undefined one where neither does. A and B are a claim's first and second run. "
         "The last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(counts)}.\n",
