@@ -176,8 +176,8 @@ def _constant(paper: Paper, results: Results) -> str:
     means = [statistics.mean(cell.values) for cell in every if cell.n]
     near = sum(abs(mean - statistics.mean(clr.values)) <= margin for mean in means)
     return (
-        f"{said} That CLR spares the search for an LR, the paper's promise, is judged by no rule: of these and those of "
-        f"the controls in the first table, {near} of {len(means)} LRs come within {margin:g} points of it."
+        f"{said} That CLR spares the search for an LR, the paper's promise, is judged by no rule: of these and those "
+        f"of the controls in the first table, {near} of {len(means)} LRs come within {margin:g} points of it."
     )
 
 
