@@ -95,8 +95,8 @@ def _paths(node: Any, path: str = "") -> Iterator[str]:
 
 
 def _run() -> str:
-    """The script that has Hydra's options, where it is another than this one."""
-    return "" if Path(sys.argv[0]).name == "run.py" else "scripts/run.py "
+    """The script that has Hydra's options, where this one has none."""
+    return "" if Path(sys.argv[0]).name in ("run.py", "report.py") else "scripts/run.py "
 
 
 def refuse(message: str) -> int:

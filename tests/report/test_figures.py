@@ -252,8 +252,32 @@ def test_a_range_test_that_diverged_is_drawn_to_where_it_got_and_counted(run_all
 
 def test_the_bounds_of_the_paper_and_of_this_studys_rules_are_both_named(run_all):
     figure = draw(3, run_all(("cifar10_range_test",)))
-    assert "bounds, the paper's: 0.001, 0.006" in texts(figure)
-    assert re.search(r"by this study's rules: 0\.00\d+, 0\.0\d+", texts(figure))
+    assert "the paper's: base_lr 0.001; max_lr 0.006" in texts(figure)
+    said = " ".join(texts(figure).split()).partition("this study's: ")[2].partition(" the paper's")[0]
+    named = dict(re.findall(r"(base_lr|max_lr by \w+) (none|0\.\d+)", said))
+    assert list(named) == ["base_lr", "max_lr by plateau", "max_lr by raggedness", "max_lr by drop"]
+    dashed = [line for line in figure.axes[0].lines if (line.get_color(), line.get_linestyle()) == (arms.BLUE, "--")]
+    drawn = [line.get_xdata()[0] for line in dashed if len(line.get_xdata())]
+    assert drawn == [pytest.approx(float(lr), rel=1e-3) for lr in named.values() if lr != "none"] and drawn
+
+
+def test_what_two_runs_have_in_common_is_drawn_once(add_run, tmp_path):
+    """A run without drops goes on as one of 70,000, and until its drops the one in phases is the same."""
+    whole = {t: 10.0 + t / 1_000 for t in range(0, 70_001, 1_000)}
+    add_run("cifar10_adam_tri", 0, {t: accuracy for t, accuracy in whole.items() if t <= 25_000})
+    add_run("cifar10_adam_tri_70k", 0, whole)
+    add_run("cifar10_adam_tri_staged", 0, {t: a + (t > 16_000) for t, a in whole.items() if t <= 25_000})
+    axes = draw(5, collect.collect(tmp_path)).axes[0]
+    drawn = {line.get_label(): line.get_xdata() for line in axes.lines if len(line.get_xdata()) > 2}
+    spans = [(drawn[f"{arms.ARMS[name].name} (n = 1)"][[0, -1]]).tolist() for name in (
+        "cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_tri_staged"
+    )]  # fmt: skip
+    assert spans == [[0, 25_000], [25_000, 70_000], [16_000, 25_000]]
+    (of_70k,) = [
+        line.get_xdata() for line in axes.lines
+        if line.get_gid() == "cycle ends" and line.get_color() == arms.ARMS["cifar10_adam_tri_70k"].colour
+    ]  # fmt: skip
+    assert min(of_70k) >= 25_000 and max(of_70k) == 68_000
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------

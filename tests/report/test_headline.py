@@ -195,7 +195,10 @@ def test_other_constant_lrs_later_policies_and_each_missed_detail_have_a_sentenc
     add_run("cifar10_tri2[model.lrn=none]", 1, curve(79.5))
     add_run("cifar10_tri2[model.init=torch]", 0, {0: 10.0}, status="diverged")
     sentences = found(paper, collect(tmp_path))
-    others = "76.80 at 0.0005 (n = 1), 81.00 at 0.002 (n = 2); CLR 80.50; why n differs: DEVIATIONS.md, last section"
+    others = (
+        "76.80 at 0.0005 (n = 1), 81.00 at 0.002 (n = 2); CLR 80.50; why n differs: "
+        "[DEVIATIONS.md](DEVIATIONS.md#what-took-more-than-one-try)"
+    )
     near = (
         "That CLR spares the search for an LR, the paper's promise, is judged by no rule: of these and those of the "
         "controls in the first table, 1 of 3 LRs come within 0.5 points of it."

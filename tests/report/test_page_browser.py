@@ -26,7 +26,7 @@ const measure = async frame => {
   button?.click();
   await wait(300);
   const right = root.clientWidth + 0.5;
-  const boxed = element => element.closest(".scroll, pre") !== null;
+  const boxed = element => element.closest(".scroll, .picture, pre") !== null;
   const out = [...page.body.querySelectorAll("*")].filter(e => !boxed(e) && e.getBoundingClientRect().right > right);
   return {
     title: page.title, width: frame.contentWindow.innerWidth, overflow: root.scrollWidth - root.clientWidth,

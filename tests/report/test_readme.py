@@ -40,8 +40,11 @@ def test_the_first_screen_says_what_was_found():
 def test_every_link_of_the_block_leads_somewhere():
     links = re.findall(r"\]\(([^)]*)\)", between_markers(README.read_text(encoding="utf-8")))
     assert len(links) > 5 and any("conf/experiment/" in link for link in links)
-    for link in links:
-        assert (REPOSITORY / link).exists(), link
+    for path, _, heading in (link.partition("#") for link in links):
+        assert (REPOSITORY / path).exists(), path
+        if heading:
+            anchors = [line.strip("# \n").lower().replace(" ", "-") for line in (REPOSITORY / path).open()]
+            assert heading in anchors
 
 
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path):

@@ -134,7 +134,7 @@ def test_a_preliminary_verdict_is_half_filled_and_one_read_in_mid_cycle_is_marke
     figure = draw("verdicts")
     markers = [line for line in figure.axes[0].lines if line.get_marker() in forest.MARKERS.values()]
     assert [line.get_fillstyle() for line in markers] == ["full", "bottom"]
-    assert "-2.50 (3)†" in texts(figure) and "(10)†" not in texts(figure)
+    assert "-2.50 (3) (✗)†" in texts(figure) and "-0.76 (10) ✗\n" in texts(figure)
 
 
 def test_a_difference_beyond_the_axis_stands_at_its_edge_with_its_value(add_run, draw):
@@ -143,7 +143,7 @@ def test_a_difference_beyond_the_axis_stands_at_its_edge_with_its_value(add_run,
             add_run(label, seed, {0: 10.0, 60_000: accuracy + seed / 10})
     figure = draw("verdicts")
     assert figure.axes[0].get_xlim() == (-6, 6)
-    assert "+12.00 (3) →" in texts(figure)
+    assert "+12.00 (3) (✓) →" in texts(figure)
     assert max(line.get_xdata().max() for line in figure.axes[0].lines if line.get_marker() == ">") == 6
 
 

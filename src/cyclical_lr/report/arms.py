@@ -16,6 +16,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
 )
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 DASHED, DASHDOT, DOTTED = "--", "-.", ":"
+LONG_DASHES, DASHDOTDOT = (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,20 @@ class Arm:
 
     name: str
     colour: str
-    line: str = "-"
+    line: str | tuple[int, tuple[float, ...]] = "-"
 
 
 ARMS = {
     # Figure 1's colours and lines are the paper's: blue dashed, green dash-dot, red (here vermillion).
     "cifar10_fixed": Arm("fixed, drops at 60k and 65k", BLUE, DASHED),
     "cifar10_tri2": Arm("CLR: triangular2 in 3 phases", VERMILLION),
-    "cifar10_exp": Arm("exp: 0.001 × 0.99994^t", GREEN, DASHDOT),
-    "cifar10_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
+    "cifar10_exp": Arm("exp: 0.001 × 0.99994$^t$", GREEN, DASHDOT),
+    "cifar10_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE, DASHDOTDOT),
     "cifar10_decay": Arm("decay: 0.007 to 0.001 in 4k", ORANGE, DASHDOT),
     "cifar10_range_test": Arm("ours", BLUE),
     "cifar10_range_test_ss2000": Arm("control: in half the iterations", ORANGE),
     # Controls
-    "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY, DASHDOT),
+    "cifar10_fixed_25k": Arm("control: fixed, drops as CLR's", SKY, LONG_DASHES),
     "cifar10_fixed_25k_matched": Arm("control: the same at the mean LR of CLR's first phase", BLACK, DASHED),
     "cifar10_tri2_no_drops": Arm("control: CLR without drops", ORANGE),
     # Figure 5
@@ -46,7 +47,7 @@ ARMS = {
     "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
     "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN, DASHDOT),
     "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY, DOTTED),
-    "cifar10_adam_tri_70k": Arm("Adam, CLR, 70k", PURPLE, DASHED),
+    "cifar10_adam_tri_70k": Arm("Adam, CLR, no drops, 70k", PURPLE, DASHED),
     # Figure 6
     "cifar10_bn_fixed": Arm("fixed at 0.001", BLUE),
     "cifar10_bn_clr": Arm("CLR: triangular, 0.001 to 0.006", VERMILLION),
@@ -64,7 +65,7 @@ ARMS = {
     "imagenet_googlenet_exp": Arm("exp", GREEN, DASHDOT),
     "imagenet_googlenet_exp_range": Arm("exp_range: CLR, both bounds falling", PURPLE),
 }
-"""By experiment. Two that stand in one figure differ in colour."""
+"""By experiment. Two that stand in one figure differ in colour, and in line where they are as dark."""
 
 
 Groups = dict[str, list[tuple[str, int, str]]]

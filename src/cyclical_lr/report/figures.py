@@ -8,6 +8,7 @@ import logging
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from PIL import Image
 
 from cyclical_lr.policy import Schedule
 from cyclical_lr.range_test import Bounds, Curve
@@ -99,7 +101,7 @@ def seeds_band(
         low, high = accuracy.min(axis=0), accuracy.max(axis=0)
         axes.fill_between(x, low, high, color=arm.colour, alpha=0.25, lw=0, zorder=2, gid="range")
     if schedule is not None and common:
-        ends = cycle_ends(schedule, common[-1])
+        ends = [t for t in cycle_ends(schedule, common[-1]) if t >= common[0]]
         at_ends = [np.interp(ends, common, values) for values in (x, accuracy.mean(axis=0))]
         axes.plot(*at_ends, color=arm.colour, ls="none", marker="o", ms=2.6, zorder=4, gid="cycle ends")
 
@@ -251,6 +253,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
                 left, bottom, width, height = axes.get_position().bounds
                 axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
         figure.savefig(pdf, metadata={"CreationDate": None})
-        figure.savefig(png, dpi=DPI, metadata={"Software": None})
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=DPI)
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(png, optimize=True)  # a third of the bytes
     plt.close(figure)
     return [pdf, png]

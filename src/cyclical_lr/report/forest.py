@@ -19,6 +19,8 @@ from cyclical_lr.report.paper import FAMILIES, Paper
 from cyclical_lr.report.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Verdict
 
 VERDICT_COLOURS = {REPRODUCED: BLUE, NOT_REPRODUCED: VERMILLION, CONTRADICTED: VERMILLION, INCONCLUSIVE: ORANGE}
+SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", CONTRADICTED: "✗", INCONCLUSIVE: "?"}
+"""Beside the colours, which a grey print has not; in brackets if preliminary."""
 FILLED = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)
 MARKERS = {"number": "o", "equal": "s", "greater": ">"}
 """By rule. Only these compare accuracies, so only they have a place on the axis."""
@@ -105,18 +107,20 @@ def _row(axes: Axes, y: int, paper: Paper, verdict: Verdict, limit: float) -> No
         face |= HALF
     axes.plot(inside, y, marker=MARKERS[rule], ms=3.5, color=colour or GREY, mew=0.8, clip_on=False, zorder=3, **face)
     beyond = "" if inside == difference else " ←" if difference < 0 else " →"
-    remark = f"{difference:+.2f} ({finding.n}){'†' * bool(verdict.at_ends)}{beyond}"
+    sign = SIGNS.get(finding.verdict, "")
+    sign = f"({sign})" if sign and finding.preliminary else sign
+    remark = f"{difference:+.2f} ({finding.n}) {sign}{'†' * bool(verdict.at_ends)}{beyond}"
     axes.annotate(remark, (1.06, y), xycoords=axes.get_yaxis_transform(), fontsize=6, va="center")
 
 
 def _legend(figure: Figure, others: int, columns: int) -> None:
-    colours = {"reproduced": BLUE, "inconclusive": ORANGE, "not reproduced, or the opposite": VERMILLION}
+    colours = {"✓ reproduced": BLUE, "? inconclusive": ORANGE, "✗ not reproduced, or the opposite": VERMILLION}
     handles: list[Any] = [
         Line2D([], [], color=colour, marker="o", ms=3.5, mfc="white" if colour == ORANGE else colour, label=name)
         for name, colour in colours.items()
     ]
     handles += [Line2D([], [], color=GREY, marker="o", ms=3.5, mfc="white", ls="none", label="too few seeds")]
-    handles += [Line2D([], [], color="black", marker="o", ms=3.5, ls="none", label="preliminary", **HALF)]
+    handles += [Line2D([], [], color="black", marker="o", ms=3.5, ls="none", label="(✓) preliminary", **HALF)]
     rules = {
         "number": "ours less the paper's",
         "equal": "first less second, equal?",

@@ -34,11 +34,12 @@ RANGE_TESTS = {
 PRECISION = ("precision_tri2", "precision_fixed_25k")
 """Claims whose operands are an experiment in bfloat16 and in float32."""
 POLICIES = (
-    "LR against iteration (all drawn: figure `schedules`): CLR is triangular2, 0.001 to 0.005 and back in 4,000 "
-    "iterations, the amplitude halved with each cycle; both bounds are a tenth from 16,000 on and a hundredth from "
-    "22,000 on (the drops), in cycles of 2,000 and 1,000 (Table 2). fixed: 0.001, with drops at 60,000 and 65,000. "
-    "CLR's mean LR: 0.00194, that of its first 16,000. decay: 0.007 to 0.001 in 4,000, then constant. exp: 0.001, "
-    "times 0.99994 per iteration. exp_range: 0.001 to 0.006 and back in 4,000, both bounds times 0.99994 per iteration."
+    "LR against iteration (drawn: [schedules](paper_figures/schedules.png)): CLR is triangular2, 0.001 to 0.005 and "
+    "back in 4,000 iterations, the amplitude halved with each cycle; both bounds are a tenth from 16,000 on and a "
+    "hundredth from 22,000 on (the drops), in cycles of 2,000 and 1,000 (Table 2). fixed: 0.001, with drops at 60,000 "
+    "and 65,000. CLR's mean LR: 0.00194, that of its first 16,000. decay: 0.007 to 0.001 in 4,000, then constant. "
+    "exp: 0.001, times 0.99994 per iteration. exp_range: 0.001 to 0.006 and back in 4,000, both bounds times 0.99994 "
+    "per iteration."
 )
 """What the policies of the first table are, as their lab cards have them."""
 
@@ -199,7 +200,7 @@ def _ends(results: Results, what: str, cells: Mapping[str, Cell]) -> str:
     for name, cell in run.items():
         remarks = cell.remarks if alike else [f"n = {cell.n}", *cell.remarks]
         ends.append(f"{wording.number(statistics.mean(cell.values))} {name}{_brackets(remarks)}")
-    more = "" if alike else "; why n differs: DEVIATIONS.md, last section"
+    more = "" if alike else "; why n differs: [DEVIATIONS.md](DEVIATIONS.md#what-took-more-than-one-try)"
     return f"{what}: {', '.join(ends)}{f' ({_seeds(list(run.values()))}{beside})' if alike else beside}{more}."
 
 

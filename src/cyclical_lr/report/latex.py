@@ -41,7 +41,7 @@ def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
 def latex(title: str, shown: pd.DataFrame) -> str:
     """The sections of a table one below the other; one that may be longer than a page as a longtable."""
     shown = shown.fillna("")
-    kept = [c for c in shown.columns if c not in DROPPED and not c.startswith("ours - paper")]
+    kept = [c for c in shown.columns if c not in DROPPED and not c.startswith("ours less")]
     kept = [c for c in kept if not len(shown) or (shown[c] != "").any()]
     if "policy" in kept:  # and what else the paper describes a row by
         kept = [c for c in kept if c != "run"]

@@ -64,13 +64,12 @@ def write_claims(results_dir: Path, paper: Paper, results: Results, verdicts: Se
 
 def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """A table as strings, with numbers rounded and joined for a reader; the first column is the section."""
-    number = paper.rule("number")
-    confidence = f"{100 * number['confidence']:g} %"
+    confidence = f"{100 * paper.rule('number')['confidence']:g} %"
     ours = f"ours [{confidence} interval]"
     if name == "time_to_target":
         return _presented_times(frame)
     if name == "budget":
-        return _presented_budgets(frame, ours, f"run - CLR [{confidence} interval]")
+        return _presented_budgets(frame, ours, f"less CLR's [{confidence} interval]")
     if name == "cost":
         return _presented_costs(frame, f"[{100 * paper.rule('cost')['interval']:g} % interval]")
     rows = []
@@ -90,13 +89,11 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
             out["run"] = row["label"]
             out[ours] = wording.mean(row["mean"], Interval(row["low"], row["high"]), row["n"])
             out["n"] = str(row["n"])
-            out["best so far"] = wording.number(row["best"])
             out["paper"] = wording.quoted(row["paper"])
-            interval = Interval(row["difference_low"], row["difference_high"])
-            out[f"ours - paper [{confidence} prediction interval, at least ±{number['floor']:g}]"] = wording.difference(
-                row["difference"], interval
-            )
             out["verdict"] = row["verdict"]
+            interval = Interval(row["difference_low"], row["difference_high"])
+            out[f"ours less the paper's [{confidence} prediction]"] = wording.difference(row["difference"], interval)
+            out["best so far"] = wording.number(row["best"])
         out["remarks"] = row["remarks"]
         rows.append(out)
     return pd.DataFrame(rows)
@@ -183,22 +180,10 @@ def tally(counts: Mapping[str, int]) -> str:
 
 def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> str:
     """Every claim in one line, by family: the claim, our numbers, the verdict, the controls."""
-    seeds, confidence = paper.verdicts["seeds"], paper.rule("time_to_target")["bootstrap"]["confidence"]
-    counts = claims_by_verdict(verdicts)
     parts = [
         "# Claims\n",
-        "Rules: `conf/paper/verdicts.yaml`, fixed before any result that they decide, with the exceptions that its "
-        "header names. Accuracies are means over seeds, in percent, at "
-        f"the iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
-        f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides it. "
-        "Others have the confidence that stands beside them and are not corrected for the family, so one may leave out "
-        "0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
-        "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not reproduced” "
-        f"rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; "
-        "of a few, they are too narrow); a speed-up of 0 is of seeds whose median never gets there, an infinite one of "
-        "others' that never does, an undefined one where neither does. A and B are a claim's first and second run. "
-        "The last column has runs and claims of this study that bear on the paper's.\n",
-        f"Of the paper's claims: {tally(counts)}.\n",
+        f"{how_decided(paper)} The last column has runs and claims of this study that bear on the paper's.\n",
+        f"Of the paper's claims: {tally(claims_by_verdict(verdicts))}.\n",
     ]
     by_control = control_claims(verdicts)
     for family in dict.fromkeys(verdict.claim["family"] for verdict in verdicts):
@@ -219,6 +204,23 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
     return "\n".join(parts)
 
 
+def how_decided(paper: Paper) -> str:
+    """What the numbers beside a claim are, and which of them decides it, in Markdown."""
+    seeds, confidence = paper.verdicts["seeds"], paper.rule("time_to_target")["bootstrap"]["confidence"]
+    return (
+        "Rules: [conf/paper/verdicts.yaml](conf/paper/verdicts.yaml), fixed before any result that they decide, with "
+        "the exceptions that its header names. Accuracies are means over seeds, in percent, at the iteration that the "
+        f"claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} "
+        "a preliminary one. The interval of a number is the prediction's and decides it. Others have the confidence "
+        "that stands beside them and are not corrected for the family, so one may leave out 0 beside “inconclusive”: "
+        "what is greater or equal is decided by Holm’s p. p is of the claim, “opposite p” of its reverse, and “Holm” "
+        "either of them after correction within the family; “not reproduced” rests on the interval alone. Intervals of "
+        f"speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; of a few, they are too narrow); a "
+        "speed-up of 0 is of seeds whose median never gets there, an infinite one of others' that never does, an "
+        "undefined one where neither does. A and B are a claim's first and second run."
+    )
+
+
 def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
     """What a verdict rests on; of a cell that is read in mid-cycle, what it has where cycles end."""
     found, rule = verdict.finding, verdict.claim["rule"]
@@ -231,7 +233,7 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
             text += f", expected within {wording.interval(found.prediction)}"
             if found.verdict == INCONCLUSIVE:
                 text += f" (wider than ±{paper.rule(rule)['inconclusive']:g}: too wide for a verdict)"
-            text += f"; ours - paper {wording.difference(found.difference, found.interval)}"
+            text += f"; ours less the paper's {wording.difference(found.difference, found.interval)}"
         return text + at_cycle_ends(verdict)
     if rule == "time_to_target":
         ratios = [time for time in verdict.times if time.role == "B" and time.unit == "iterations"]

@@ -3,7 +3,7 @@
 import base64
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
 
 from cyclical_lr.records import Record, write_atomic
@@ -34,7 +35,7 @@ SECTIONS = {
     "claims": "Claims",
     "tables": "Tables",
     "figures": "Figures",
-    "inconsistencies": "The paper's contradictions",
+    "inconsistencies": "The paper’s contradictions",
     "provenance": "Provenance",
     "deviations": "Deviations",
 }
@@ -141,9 +142,9 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
             _along(curve, paper.figures[1]["uncertainty"])
             for curve in headline_tables.along_the_way(results, paper.figures[1])
         ],
-        seeds=paper.verdicts["seeds"],
-        bootstrap=f"{paper.rule('time_to_target')['bootstrap']['confidence']:.0%}",
-        families=_families(report),
+        how_decided=markdown.line(markup.how_decided(paper)),
+        floor=f"{paper.rule('number')['floor']:g}",
+        families=_families(report, markdown.line),
         tables=[_table(paper, name, frame) for name, frame in report.tables.items()],
         first=[picture for picture in shown if picture.png and picture.entry.file == "fig01"],
         figures=[picture for picture in shown if picture.png and picture.entry.file != "fig01"],
@@ -168,12 +169,13 @@ def _counted(count: int, what: str) -> str:
 
 
 def _grid(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame of strings as the template takes it: empty columns left out, columns of numbers marked."""
+    """A frame of strings as the template takes it: empty columns left out, those of which half are numbers marked."""
     columns = []
     for name in frame.columns:
         filled = [text for text in frame[name] if text]
         if filled:
-            columns.append({"name": name, "numeric": all(text[0] in "+-0123456789" for text in filled)})
+            numbers = sum(text[0] in "+-0123456789" for text in filled)
+            columns.append({"name": name, "numeric": 2 * numbers >= len(filled)})
     return {"columns": columns, "rows": frame.to_dict("records")}
 
 
@@ -185,11 +187,24 @@ def _table(paper: Paper, name: str, frame: pd.DataFrame) -> dict[str, Any]:
         section = str(section)
         run = bool((rows.drop(columns=["section", "run"], errors="ignore") != NOT_RUN).all(axis=1).any())
         title = ROWS.get(section) or claims.get(section, section)
-        folded = not run or (name == "time_to_target" and section not in claims)  # a row for every label
+        if name == "time_to_target" and section in claims:
+            for unit, timed in rows.groupby("unit", sort=False):
+                said = "; ".join([f"{title} In {unit}", *dict.fromkeys(filter(None, timed["remarks"]))])
+                sections.append({"title": said, "run": run, "folded": not run, **_grid(_by_target(timed))})
+            continue
+        folded = not run or name == "time_to_target"  # there, a row for every label
         sections.append({"title": title, "run": run, "folded": folded, **_grid(rows.drop(columns="section"))})
     seeds = paper.verdicts["seeds"]["preliminary_below"]
     command = f"{wording.studies(STUDIES[name], seeds) or BENCHMARK}\npython scripts/report.py"
     return {"name": name, "title": markup.TITLES[name], "sections": sections, "command": command}
+
+
+def _by_target(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per target and the runs of a claim side by side, which are fewer."""
+    targets = [column for column in rows.columns if column.endswith(" %")]
+    runs = rows["role"] + ": " + rows["run"]
+    turned = rows[targets].set_axis(runs, axis=0).T
+    return turned.rename_axis("target").reset_index()
 
 
 def _along(curve: headline_tables.AlongTheWay, uncertainty: float) -> dict[str, Any]:
@@ -205,7 +220,7 @@ def _along(curve: headline_tables.AlongTheWay, uncertainty: float) -> dict[str, 
 # Claims ---------------------------------------------------------------------------------------------------------------
 
 
-def _families(report: Report) -> list[dict[str, Any]]:
+def _families(report: Report, line: Callable[[str], Markup]) -> list[dict[str, Any]]:
     by_control = markup.control_claims(report.verdicts)
     out = []
     for family in dict.fromkeys(verdict.claim["family"] for verdict in report.verdicts):
@@ -217,7 +232,7 @@ def _families(report: Report) -> list[dict[str, Any]]:
                 "verdict": verdict.finding.text,
                 "ours": markup.our_numbers(report.paper, report.results, verdict),
                 "controls": markup.controls_say(verdict, by_control),
-                "note": " ".join(verdict.claim.get("note", "").split()),
+                "note": line(" ".join(verdict.claim.get("note", "").split())),
                 "command": _command(report.paper, verdict),
             }
             for verdict in report.verdicts
@@ -301,7 +316,7 @@ class Markdown:
         self.parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def line(self, text: str) -> Markup:
-        return Markup(self.parser.renderInline(text))
+        return Markup(self._rendered(self.parser.parseInline(text)))
 
     def page(self, text: str) -> Markup:
         """A whole page, with its headings a level lower and its tables in boxes that scroll."""
@@ -309,10 +324,13 @@ class Markdown:
         for token in tokens:
             if token.type in ("heading_open", "heading_close"):
                 token.tag = f"h{int(token.tag[1:]) + 1}"
-            for child in token.children or ():
-                href = str(child.attrGet("href") or "")
-                if child.type == "link_open" and "://" not in href and not href.startswith("#"):
-                    child.attrSet("href", f"{self.root}/{href}")
-        out = self.parser.renderer.render(tokens, self.parser.options, {})
+        out = self._rendered(tokens)
         box = '<div class="scroll" role="region" aria-label="Deviations" tabindex="0"><table>'
         return Markup(out.replace("<table>", box).replace("</table>", "</table></div>"))
+
+    def _rendered(self, tokens: Sequence[Token]) -> str:
+        for child in (child for token in tokens for child in token.children or ()):
+            href = str(child.attrGet("href") or "")
+            if child.type == "link_open" and "://" not in href and not href.startswith("#"):
+                child.attrSet("href", f"{self.root}/{href}")
+        return self.parser.renderer.render(tokens, self.parser.options, {})

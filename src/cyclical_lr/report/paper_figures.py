@@ -4,9 +4,11 @@ The paper's own curve stands behind ours where it was digitised, its number from
 and controls of this study beside. What the paper shows is data (conf/paper/); what we draw for it is `FIGURES`.
 """
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from cyclical_lr import range_test
+from cyclical_lr.records import CurveRow
 from cyclical_lr.report import wording
 from cyclical_lr.report.arms import ARMS, BLUE, VERMILLION, schedule_of
 from cyclical_lr.report.collect import Results
@@ -47,8 +51,8 @@ class PaperFigure:
         caption: what it shows, in a sentence or two that stand for the picture where it cannot be seen.
         arms: the experiments that it draws, the paper's first, then controls of this study.
         studies: the files of conf/study that run the arms; without one they are run by name.
-        inset: a stretch of iterations that is enlarged: all of Figure 1's, whose axis is mostly empty; where the paper
-            has an inset, its.
+        inset: a stretch of iterations that is enlarged: in Figure 1, whose axis is mostly empty, CLR's from before its
+            drops; where the paper has an inset, its.
     """
 
     caption: str
@@ -68,7 +72,7 @@ FIGURES = {
         "runs of Caffe itself.",
         ("cifar10_tri2", "cifar10_fixed", "cifar10_exp", "cifar10_fixed_25k"),
         ("table1_cifar", "controls"),
-        inset=(12_000, 70_000),
+        inset=(12_000, 26_000),
     ),
     2: PaperFigure(
         "The triangular policy: the LR rises in a straight line from base_lr to max_lr in stepsize iterations, and "
@@ -89,10 +93,10 @@ FIGURES = {
     5: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for Nesterov with CLR and for Adam with and without it. The "
         "paper does not say whether the LR dropped in phases, so both readings are drawn; its numbers have the colours "
-        "of both, inside that of the reading without.",
+        "of both, inside that of the reading without. What two runs have in common is drawn once.",
         (
             *("cifar10_nesterov_tri", "cifar10_nesterov_tri_staged"),
-            *("cifar10_adam_tri_70k", "cifar10_adam_tri", "cifar10_adam_tri_staged", "cifar10_adam_fixed"),
+            *("cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_tri_staged", "cifar10_adam_fixed"),
         ),
         ("table3",),
     ),
@@ -224,19 +228,25 @@ def _plot(
 ) -> list[tuple[int, float]]:
     """The paper's points and numbers, our arms, their drops; returns all (iteration, accuracy) that were drawn."""
     drawn: list[tuple[int, float]] = []
+    earlier: list[Sequence[CurveRow]] = []
     dropping: dict[int, set[str]] = defaultdict(set)
     for curve in shown["curves"]:
         points = [(point["iteration"], point["accuracy"]) for point in curve["points"]]
         axes.plot(*zip(*points, strict=True), color=ARMS[curve["experiment"]].colour, ls="none", **DIGITISED)
         drawn += points
+    marked: list[tuple[int | None, float]] = []
     for row in shown["numbers"]:
-        _paper_number(axes, row)
+        near = [at for at, accuracy in marked if at == row["iterations"] and abs(accuracy - row["accuracy"]) < 1]
+        _paper_number(axes, row, 5 * len(near))
+        marked.append((row["iterations"], row["accuracy"]))
         drawn.append((row["iterations"] or shown["axes"]["x_limits"][1], row["accuracy"]))
     for label in paper_figure.arms:
         arm, curves = ARMS[label], finished(results, label)
         if curves:
             schedule = schedule_of(conf, label)[0]
-            seeds_band(axes, curves, arm, f"{arm.name} ({census(results, label)})", schedule=schedule)
+            name = f"{arm.name} ({census(results, label)})"
+            seeds_band(axes, _apart(curves, earlier), arm, name, schedule=schedule)
+            earlier += curves
             drawn += [(row.iteration, row.test_accuracy) for curve in curves for row in curve]
         else:  # named all the same: the paper's marks have its colour
             axes.plot([], [], color=arm.colour, ls=arm.line, label=f"{arm.name} ({census(results, label)})")
@@ -246,18 +256,33 @@ def _plot(
         line = "-" if label == paper_figure.arms[0] else ":"
         for i, run in enumerate(runs := results.caffe.get(label, ())):
             name = "_" * (i > 0) + wording.caffe(arm.name, len(runs))
-            axes.plot(*zip(*run.items(), strict=True), color="black", ls=line, lw=0.7, label=name, zorder=3)
+            axes.plot(*zip(*run.items(), strict=True), color="black", ls=line, lw=0.5, label=name, zorder=2.5)
     for t, colours in dropping.items():  # grey where the LRs of several arms drop
         axes.axvline(t, color=colours.pop() if len(colours) == 1 else GREY, lw=0.8, ls=":", zorder=0, gid="drops")
     return drawn
 
 
-def _paper_number(axes: Axes, row: Mapping[str, Any]) -> None:
-    """A star at the row's iteration; where the paper gives none, a line across with the number at its end."""
+def _apart(curves: Sequence[Sequence[CurveRow]], earlier: Sequence[Sequence[CurveRow]]) -> list[Sequence[CurveRow]]:
+    """The curves from their last evaluation in common with one that is drawn already; the same for all seeds."""
+
+    def measured(row: CurveRow) -> tuple[int, float, float]:
+        return row.iteration, row.test_loss, row.test_accuracy
+
+    def shared(curve: Sequence[CurveRow], other: Sequence[CurveRow]) -> int:
+        same = (measured(ours) == measured(theirs) for ours, theirs in zip(curve, other, strict=False))
+        return sum(takewhile(bool, same))
+
+    start = min(max((shared(curve, other) for other in earlier), default=0) for curve in curves)
+    return [curve[max(0, start - 1) :] for curve in curves]
+
+
+def _paper_number(axes: Axes, row: Mapping[str, Any], aside: float) -> None:
+    """A star at the row's iteration, so many points aside; where the paper gives none, a line with the number."""
     colour, accuracy = ARMS[row["experiment"]].colour, row["accuracy"]
     if row["iterations"] is not None:
-        edge = {"mec": ARMS[row["staged"]].colour} if row.get("staged") in ARMS else {}
-        axes.plot(row["iterations"], accuracy, color=colour, **{**TABLE, **edge})
+        edge = {"mec": ARMS[row["staged"]].colour, "mew": 1.2} if row.get("staged") in ARMS else {}
+        where = offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="points")
+        axes.plot(row["iterations"], accuracy, color=colour, transform=where, **{**TABLE, **edge})
         return
     axes.axhline(accuracy, color=colour, ls=(0, (1, 3)), lw=0.9, zorder=1)
     text: Any = {"xycoords": axes.get_yaxis_transform(), "va": "center", "fontsize": 6, "color": colour}
@@ -286,11 +311,12 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
                 axes.plot([row.lr for row in rows], [row.test_accuracy for row in rows], color=arm.colour, lw=0.6)
                 axes.plot(rows[-1].lr, rows[-1].test_accuracy, color=arm.colour, marker="x", ms=4, gid="diverged")
     if tests := range_tests(results, paper_figure.arms[0]):
-        found = [range_test.find_bounds(tests, max_rule=rule) for rule in range_test.CEILINGS]
-        ceilings = sorted({bounds.max_lr for bounds in found if bounds.max_lr is not None})
-        _bounds(axes, "by this study's rules", (found[0].base_lr, *(ceilings or (None,))), BLUE, "--")
+        found = {rule: range_test.find_bounds(tests, max_rule=rule) for rule in range_test.CEILINGS}
+        ceilings = {f"max_lr by {rule}": bounds.max_lr for rule, bounds in found.items()}
+        (base_lr,) = {bounds.base_lr for bounds in found.values()}
+        _bounds(axes, "this study's", {"base_lr": base_lr, **ceilings}, BLUE, "--")
     for row in shown["bounds"]:  # dotted, on top of dashes at the same LR
-        _bounds(axes, "bounds, the paper's", (row["base_lr"], row["max_lr"]), VERMILLION, ":")
+        _bounds(axes, "the paper's", {name: row[name] for name in ("base_lr", "max_lr")}, VERMILLION, ":")
     axes.set_xlim(*shown["axes"]["x_limits"])
     if "y_limits" in shown["axes"]:
         axes.set_ylim(*shown["axes"]["y_limits"])
@@ -301,15 +327,13 @@ def _accuracy_against_lr(paper_figure: PaperFigure, shown: Mapping[str, Any], re
     return figure
 
 
-def _bounds(axes: Axes, name: str, bounds: Sequence[float | None], colour: str, line: str) -> None:
-    """A vertical line per bound, base_lr and then max_lr, by each rule: `name: 0.001, 0.006` in the legend."""
-    for number, lr in enumerate(bounds):
-        values = ", ".join("none" if bound is None else f"{bound:g}" for bound in bounds)
-        label = f"{name}: {values}" if number == 0 else ""
-        if lr is None:
-            axes.plot([], [], color=colour, ls=line, lw=0.9, label=label)
-        else:
-            axes.axvline(lr, color=colour, ls=line, lw=0.9, zorder=0, label=label)
+def _bounds(axes: Axes, whose: str, bounds: Mapping[str, float | None], colour: str, line: str) -> None:
+    """A vertical line per bound; all are named in the legend, whether there are any or not."""
+    said = "; ".join(f"{name} {'none' if lr is None else f'{lr:g}'}" for name, lr in bounds.items())
+    axes.plot([], [], color=colour, ls=line, lw=0.9, label=textwrap.fill(f"{whose}: {said}", 54))
+    for lr in bounds.values():
+        if lr is not None:
+            axes.axvline(lr, color=colour, ls=line, lw=0.9, zorder=0)
 
 
 # Figure 2 -------------------------------------------------------------------------------------------------------------

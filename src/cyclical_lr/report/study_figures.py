@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from cyclical_lr.records import Record
 from cyclical_lr.report import forest, statistics, wording
@@ -82,7 +82,7 @@ def _missing(name: str) -> MissingRuns:
 PAPER, CONTROL, LATER = BLUE, ORANGE, GREEN
 SCHEDULES = {
     "cifar10_fixed": ("fixed", PAPER),
-    "cifar10_tri2": ("triangular2, Table 2", PAPER),
+    "cifar10_tri2": ("triangular2, 3 phases", PAPER),
     "cifar10_decay": ("decay", PAPER),
     "cifar10_exp": ("exp", PAPER),
     "cifar10_exp_range": ("exp_range", PAPER),
@@ -91,16 +91,19 @@ SCHEDULES = {
     "cifar10_welch": ("Welch window", PAPER),
     "cifar10_hann": ("Hann window", PAPER),
     "cifar10_range_test": ("LR range test", PAPER),
+    "cifar10_range_test_ss2000": ("half the range test", CONTROL),
     "imagenet_alexnet_tri2": ("triangular2, AlexNet", PAPER),
     "imagenet_googlenet_exp_range": ("exp_range, GoogLeNet", PAPER),
-    "cifar10_fixed_25k": ("fixed in 25k", CONTROL),
+    "cifar10_fixed_25k": ("fixed, CLR's drops", CONTROL),
+    "cifar10_fixed_25k_matched": ("fixed, CLR's mean LR", CONTROL),
     "cifar10_tri": ("triangular, 3 phases", CONTROL),
     "cifar10_tri2_no_drops": ("triangular2, no drops", CONTROL),
     "cifar10_decay_drops": ("decay, drops", CONTROL),
     "cifar10_exp_drops": ("exp, drops", CONTROL),
+    "cifar10_exp_matched": ("exp, exp_range's mean", CONTROL),
     "cifar10_cosine": ("cosine", LATER),
-    "cifar10_cosine_restarts": ("cosine, restarts", LATER),
-    "cifar10_one_cycle": ("one cycle", LATER),
+    "cifar10_cosine_restarts": ("cosine with restarts", LATER),
+    "cifar10_one_cycle": ("one-cycle", LATER),
     "cifar10_warmup_stable_decay": ("warmup-stable-decay", LATER),
 }
 """Lab cards with a panel each: its title and whose policy it is."""
@@ -108,7 +111,7 @@ SCHEDULES = {
 
 def _schedules(report: Report, conf: Path) -> Figure:
     """A panel per policy, from the lab cards alone."""
-    figure, grid = plt.subplots(-(-len(SCHEDULES) // 3), 3, figsize=(COLUMN, 5.6), layout="constrained")
+    figure, grid = plt.subplots(-(-len(SCHEDULES) // 3), 3, figsize=(COLUMN, 6.4), layout="constrained")
     for axes, (experiment, (title, colour)) in zip(grid.flat, SCHEDULES.items(), strict=True):
         schedule, iterations = schedule_of(conf, experiment)
         # Corners stand at cycle ends and drops; an even grid alone would cut them off.
@@ -178,12 +181,13 @@ def _training_time(report: Report, conf: Path) -> Figure:
         seeds_band(axes, curves, ARMS[label], name, lambda row: row.iteration * pace / 60, schedule_of(conf, label)[0])
         late += [row.test_accuracy for curve in curves for row in curve if row.iteration >= curve[-1].iteration / 5]
     axes.set_ylim(5 * (min(late) // 5), 5 * (max(late) // 5 + 1))
+    axes.yaxis.set_major_locator(MultipleLocator(5))
     axes.set_xlim(left=0)
-    axes.set_xlabel("minutes of training, without evaluation")
+    axes.set_xlabel(f"minutes of training, at {1000 * pace:.0f} ms an iteration")
     axes.set_ylabel("test accuracy (%)")
     notes = [f"Timed on {device}, {threads} thread{'s' * (threads != '1')}, {engine} engine, {layers} layers."]
     if spread := wording.paces(groups[clock]):
-        notes.append(f"All at {1000 * pace:.0f} ms an iteration, the runs' median: {spread}, by other work there.")
+        notes.append(f"{1000 * pace:.0f} ms is the runs' median; beside other work they took {spread}.")
     if otherwise := sum(map(len, groups.values())) - len(groups[clock]):
         left = "1 run is" if otherwise == 1 else f"{otherwise} runs are"
         whole = f", with them all of {'; '.join(elsewhere)}" if elsewhere else ""
@@ -209,9 +213,9 @@ CONTROLS: Groups = {
         ("cifar10_fixed_25k", 25_000, "fixed, 25k"),
     ],
     "Is it the mean LR?": [
-        ("cifar10_fixed_25k_matched", 25_000, "fixed at CLR's mean, 25k"),
+        ("cifar10_fixed_25k_matched", 25_000, "fixed, CLR's mean LR, 25k"),
         ("cifar10_exp_range", 42_000, "exp_range, 42k: LR peak"),
-        ("cifar10_exp_matched", 42_000, "exp at its mean, 42k"),
+        ("cifar10_exp_matched", 42_000, "exp at exp_range's mean, 42k"),
     ],
     "Is it the order of images?": [
         ("cifar10_tri2[data.shuffle=True]", 25_000, "CLR, shuffled"),
@@ -289,7 +293,7 @@ def _constant_panel(axes: Axes, results: Results) -> None:
     axes.set_xlim(0, 0.0055)
     axes.margins(y=0.25)
     axes.set_xlabel("LR of the fixed schedule in 25k, before its drops")
-    axes.set_ylabel("at 25k (%)")
+    axes.set_ylabel("accuracy at 25k (%)")
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if len(cells) <= 2:
         axes.text(0.99, 0.04, "not run: python scripts/study.py +study=constant_lr", transform=axes.transAxes,
@@ -335,12 +339,12 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
         y += 1
     named_rows(axes, ticks, headings, 5.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("test accuracy (%); bar: mean, star: the paper")
+    axes.set_xlabel("test accuracy (%)\ndot: seed, bar: mean, star: paper")
     near = {y: mean for y, mean in means.items() if mean > max(means.values()) - FAR}
     if far := means.keys() - near.keys():
         axes.set_xlim(min(near.values()) - 1, max(near.values()) + 1)
         axes.plot([axes.get_xlim()[0]] * len(far), sorted(far), color=BLUE, ls="none", marker="<", ms=4, clip_on=False)
-        axes.set_xlabel("test accuracy (%)\nbar: mean, star: the paper, arrow: far below")
+        axes.set_xlabel("test accuracy (%)\ndot: seed, bar: mean, star: paper,\narrow: far below")
 
 
 # Ends alone -----------------------------------------------------------------------------------------------------------
@@ -362,8 +366,8 @@ def _ends(name: str, groups: Groups) -> Callable[[Report, Path], Figure]:
 
 FIGURES = {
     "schedules": StudyFigure(
-        "The learning rate against the iteration for every policy: the paper's, this study's controls and other "
-        "readings, and later policies that are compared with it.",
+        "The learning rate against the iteration, a panel for each policy: the paper's, this study's controls and "
+        "other readings, and later policies that are compared with it.",
         (),
         _schedules,
     ),
@@ -383,7 +387,7 @@ FIGURES = {
     ),
     "controls": StudyFigure(
         "What the paper's comparisons leave open: CLR and the fixed policy under one budget, with and without LR drops "
-        "and at one mean LR; the fixed policy at other constant LRs; and where every control ends.",
+        "and at one mean LR; the fixed policy at other constant LRs; and where the controls end.",
         ("table1_cifar", "controls", "constant_lr"),
         _controls,
     ),
