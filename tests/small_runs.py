@@ -123,7 +123,7 @@ class TinyData(CifarData):
         self.served = iteration + count
         return super().indices(seed, iteration, count)
 
-    def eval_blocks(self, split: Any = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[torch.Tensor]":
+    def eval_blocks(self, shard: tuple[int, int] = (0, 1)) -> "DataLoader[torch.Tensor]":
         return DataLoader(_Evaluation(self, shard), batch_size=None)
 
 

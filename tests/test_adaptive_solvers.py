@@ -23,8 +23,6 @@ from cyclical_lr.solvers import (
     torch_sgd,
 )
 
-torch.set_num_threads(1)
-
 WEIGHT_DECAY, BATCH, STEPS = 0.004, 8, 10
 MULTIPLIERS = {"0.weight": (1.0, 1.0), "0.bias": (2.0, 1.0), "2.weight": (1.0, 250.0), "2.bias": (2.0, 0.0)}
 # Of each method's peak LR: a triangle with a stepsize of 3 from a fifth of it, and a tenth of that from step 7 on.

@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from cyclical_lr.lr_scheduler import ScheduleLR
 from cyclical_lr.schedules import Exp, Fixed, Phase, Phases, RangeTest, Triangular, Triangular2
 
-torch.set_num_threads(1)
-
 SCHEDULE = Phases([Phase(0, Triangular2(0.1, 0.5, 3)), Phase(8, Triangular2(0.01, 0.05, 2))])
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rates import ITERATIONS, TABLE_2, bounds, every, torch_rates
 
@@ -221,21 +221,18 @@ def test_equals_the_papers_torch_listing():
 CYCLIC = [Triangular, Triangular2, Welch, Hann]
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), ITERATIONS, st.sampled_from([Triangular, Welch, Hann]))
 def test_cycles_repeat_exactly(low_high, stepsize, t, policy):
     schedule = policy(*low_high, stepsize)
     assert schedule(t) == schedule(t + 2 * stepsize)
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), st.integers(0, 200), st.sampled_from(CYCLIC))
 def test_cycles_begin_and_end_at_base_lr(low_high, stepsize, cycle, policy):
     low, high = low_high
     assert policy(low, high, stepsize)(2 * stepsize * cycle) == low
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), st.integers(0, 30), st.sampled_from(CYCLIC))
 def test_cycles_peak_in_their_middle(low_high, stepsize, cycle, policy):
     low, high = low_high
@@ -243,7 +240,6 @@ def test_cycles_peak_in_their_middle(low_high, stepsize, cycle, policy):
     assert policy(low, high, stepsize)((2 * cycle + 1) * stepsize) == pytest.approx(low + height, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), ITERATIONS, st.sampled_from([Triangular, Triangular2]))
 def test_triangles_never_jump(low_high, stepsize, t, policy):
     low, high = low_high
@@ -251,7 +247,6 @@ def test_triangles_never_jump(low_high, stepsize, t, policy):
     assert abs(schedule(t + 1) - schedule(t)) <= (high - low) / stepsize + 1e-12
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 500), st.integers(0, 499), st.sampled_from(CYCLIC))
 def test_cycles_are_symmetric(low_high, stepsize, offset, policy):
     schedule = policy(*low_high, stepsize)
@@ -259,7 +254,6 @@ def test_cycles_are_symmetric(low_high, stepsize, offset, policy):
     assert schedule(stepsize - offset) == schedule(stepsize + offset)
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), ITERATIONS)
 def test_equal_bounds_are_a_constant(low_high, stepsize, t):
     rate = low_high[1]
@@ -267,7 +261,6 @@ def test_equal_bounds_are_a_constant(low_high, stepsize, t):
         assert policy(rate, rate, stepsize)(t) == rate
 
 
-@settings(deadline=None)
 @given(bounds(), st.integers(1, 5000), st.floats(0.99, 1), ITERATIONS)
 def test_exp_range_of_the_paper_oscillates_between_two_exps(low_high, stepsize, gamma, t):
     low, high = low_high

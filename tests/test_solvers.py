@@ -15,8 +15,6 @@ from torch import nn
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.solvers import CaffeSGD, caffe_sgd, set_lr, torch_sgd
 
-torch.set_num_threads(1)
-
 MOMENTUM, WEIGHT_DECAY, BATCH = 0.9, 0.004, 4
 # A triangle between 0.001 and 0.005 with a stepsize of 3, and a tenth of it from iteration 7 on.
 THIRD = 0.004 / 3

@@ -4,15 +4,12 @@ from typing import Any
 
 import cards
 import pytest
-import torch
 import yaml
 from small_runs import CONF
 
 from cyclical_lr import records
 from cyclical_lr.records import learning_rates
 from cyclical_lr.training.config import check, describe
-
-torch.set_num_threads(1)
 
 # Bounds, and the solver's settings beside the LR: Caffe's cifar10_full solver, with Caffe's defaults for what it lacks.
 METHODS = {

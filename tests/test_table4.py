@@ -18,8 +18,6 @@ from cyclical_lr.records import build, learning_rates
 from cyclical_lr.training.config import check, compose_config, describe, plain
 from cyclical_lr.training.engine import reference_step, seed_step
 
-torch.set_num_threads(1)
-
 LRS = {"lr01": 0.1, "lr02": 0.2, "lr03": 0.3}
 KINDS = (*LRS, "clr")
 NETWORKS = ("resnet", "sd", "densenet")

@@ -8,8 +8,6 @@ from scipy import stats
 from cyclical_lr.data.augment import crop_flip
 from cyclical_lr.training.engine import seed_step
 
-torch.set_num_threads(1)
-
 OUTCOMES = [(row, column, flip) for row in range(9) for column in range(9) for flip in (False, True)]
 
 

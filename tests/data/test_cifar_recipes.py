@@ -10,8 +10,6 @@ from cyclical_lr.data.cifar import CifarData
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.engine import seed_step
 
-torch.set_num_threads(1)
-
 BATCH = torch.tensor([7, 0, 1999, 7])
 
 
@@ -66,10 +64,9 @@ def test_evaluation_is_never_augmented():
         ours, theirs = getattr(augmented, split), getattr(plain, split)
         if split == "train":
             assert not torch.equal(ours(BATCH[:2])[0], theirs(BATCH[:2])[0])
-        for indices in list(augmented.eval_blocks(split))[:1]:
-            state = torch.get_rng_state()
-            assert torch.equal(ours.eval()(indices)[0], theirs(indices)[0])
-            assert torch.equal(torch.get_rng_state(), state)
+        state = torch.get_rng_state()
+        assert torch.equal(ours.eval()(BATCH[:2])[0], theirs(BATCH[:2])[0])
+        assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(augmented.test.train()(BATCH[:2])[0], plain.test(BATCH[:2])[0])
 
 

@@ -19,8 +19,6 @@ from cyclical_lr.models.layers import AcrossChannelsLRN
 from cyclical_lr.solvers import caffe_sgd, param_groups
 from cyclical_lr.training.engine import draws, reference_step, seed_step
 
-torch.set_num_threads(1)
-
 CONF = Path(__file__).parents[2] / "conf" / "model"
 # name: (shape of the weights, standard deviation, bias in bvlc_alexnet, bias in CaffeNet)
 BLOBS = {

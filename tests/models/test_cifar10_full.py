@@ -12,8 +12,6 @@ from torch import nn
 
 from cyclical_lr.models.cifar10_full import Cifar10Full
 
-torch.set_num_threads(1)
-
 NAMES = list(caffe_numpy.CIFAR10_FULL)
 BATCH = 3
 

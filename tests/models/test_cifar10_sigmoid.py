@@ -10,8 +10,6 @@ from torch import nn
 from cyclical_lr.models.cifar10_sigmoid import Cifar10Sigmoid
 from cyclical_lr.models.layers import CaffeBatchNorm
 
-torch.set_num_threads(1)
-
 BATCH = 3
 # The prototxts' fields of each blob: shape, standard deviation of the filler, lr_mult, decay_mult.
 PLAIN = {

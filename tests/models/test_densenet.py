@@ -10,8 +10,6 @@ from torch import nn
 from cyclical_lr.models.densenet import DenseNet, Layer, Scale, caffe_norm
 from cyclical_lr.training.engine import draws
 
-torch.set_num_threads(1)
-
 BC = {"depth": 100, "bottleneck": True, "compression": 0.5}
 
 

@@ -17,8 +17,6 @@ from cyclical_lr.models.googlenet import AuxiliaryHead, GoogLeNet, Inception
 from cyclical_lr.solvers import caffe_sgd, param_groups
 from cyclical_lr.training.engine import draws, reference_step, seed_step
 
-torch.set_num_threads(1)
-
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SHAPES = {
     "stem.0": (64, 112, 112),

@@ -20,8 +20,6 @@ from cyclical_lr.models.layers import (
     caffe_layer,
 )
 
-torch.set_num_threads(1)
-
 
 def assert_agree(actual, expected: np.ndarray, rtol: float = 1e-6) -> None:
     """Element by element; the absolute part only forgives what float64 cancellation leaves."""

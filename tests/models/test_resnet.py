@@ -9,8 +9,6 @@ from cyclical_lr.models.resnet import Block, ResNet, Shortcut
 from cyclical_lr.solvers import torch_sgd
 from cyclical_lr.training.engine import reference_step
 
-torch.set_num_threads(1)
-
 
 def conv_and_norm(inputs: int, outputs: int) -> int:
     return 9 * inputs * outputs + 2 * outputs

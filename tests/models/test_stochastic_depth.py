@@ -11,8 +11,6 @@ from cyclical_lr.models.resnet import ResNet
 from cyclical_lr.models.stochastic_depth import StochasticDepth
 from cyclical_lr.training.engine import reference_step, seed_step
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture
 def small() -> StochasticDepth:

@@ -146,8 +146,8 @@ def test_the_command_of_a_figure_names_a_study_or_lab_cards_that_exist_and_runs_
 
 
 def test_there_is_a_caption_and_a_command_for_each_of_the_thirteen_figures():
-    assert list(paper_figures.FIGURES) == list(range(1, 14)) == list(paper_figures.CAPTIONS)
-    assert all(caption.endswith(".") for caption in paper_figures.CAPTIONS.values())
+    assert list(paper_figures.FIGURES) == list(range(1, 14))
+    assert all(figure.caption.endswith(".") for figure in paper_figures.FIGURES.values())
     assert paper_figures.command(2) == "python scripts/report.py figures=[2]"
 
 

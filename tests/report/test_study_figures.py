@@ -49,7 +49,6 @@ def assert_no_text_leaves(figure) -> None:
 
 def test_there_is_a_caption_and_a_command_that_exists_for_each():
     assert list(study_figures.FIGURES) == ["schedules", *WITH_RUNS]
-    assert list(study_figures.CAPTIONS) == list(study_figures.FIGURES)
     assert study_figures.command("schedules") == "python scripts/report.py figures=[schedules]"
     for name in WITH_RUNS:
         for command in study_figures.command(name).splitlines():

@@ -442,5 +442,5 @@ def test_a_table_without_rows_is_still_a_table(paper):
 def test_levels_that_titles_name_are_the_rules(paper):
     assert paper.rule("time_to_target")["bootstrap"]["confidence"] == paper.rule("number")["confidence"] == 0.95
     assert "nominal 95 %" in markup.TITLES["time_to_target"]
-    assert "95 % prediction interval, else 90 %" in study_figures.CAPTIONS["verdicts"]
+    assert "95 % prediction interval, else 90 %" in study_figures.FIGURES["verdicts"].caption
     assert paper.rule("equal")["interval"] == 1 - 2 * paper.rule("greater")["alpha"] == 0.90

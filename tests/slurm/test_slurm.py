@@ -230,7 +230,9 @@ def test_what_is_in_the_queue_is_waited_for_and_not_submitted_again(slurm, submi
 
 
 def test_srun_is_told_of_the_cores_that_sbatch_asked_for(sweep):
-    for script in (sweep.folder / "runs" / ".submitit").rglob("*submission.sh"):
+    scripts = list((sweep.folder / "runs" / ".submitit").rglob("*submission.sh"))
+    assert scripts
+    for script in scripts:
         assert re.search(r"^#SBATCH --cpus-per-task=1$", script.read_text(), re.MULTILINE)
         assert re.search(r"^srun .*--cpus-per-task=1 ", script.read_text(), re.MULTILINE)
 

@@ -55,8 +55,8 @@ class OddData(TinyData):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().indices(seed, iteration, count)
 
-    def eval_blocks(self, split="test", shard=(0, 1)):
-        blocks = CifarData.eval_blocks(self, split, shard)
+    def eval_blocks(self, shard=(0, 1)):
+        blocks = CifarData.eval_blocks(self, shard)
         terms = (os.environ.get("TERM_AT"), os.environ.get("RANK")) == ("evaluation", "1")
         return Terminated(blocks) if terms else blocks
 

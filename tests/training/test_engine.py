@@ -47,7 +47,6 @@ from cyclical_lr.training.engine import (
     unsuited,
 )
 
-torch.set_num_threads(1)
 exact_arithmetic()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 LRS = [1e-4 * (1 + t % 5) for t in range(20)]

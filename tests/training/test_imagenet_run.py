@@ -165,7 +165,7 @@ def test_from_raw_jpegs_to_range_test_training_resumption_and_evaluation(network
     assert "top-5" in output and "LR range test, 1 seed" in output, output
     shutil.rmtree(scratch / "o")
 
-    ten = [f"+experiment=imagenet_{network}_tri2", *subset, "iterations=10", "eval_every=10", "data.batch_size=8"]
+    ten = [f"+experiment=imagenet_{network}_tri2", *subset, "iterations=4", "eval_every=4", "data.batch_size=8"]
     ten += ["data._target_=small_imagenet.CutData"]
     monkeypatch.setattr(CutData, "cut_at", 2)
     with pytest.raises(PowerCut):
@@ -173,9 +173,9 @@ def test_from_raw_jpegs_to_range_test_training_resumption_and_evaluation(network
     monkeypatch.setattr(CutData, "cut_at", None)
     (outcome,) = train(scratch, *ten, "data.workers=1")
     record, measured = outcome.record, rows(scratch, outcome)
-    assert record.status == "done" and record.iterations == 10
+    assert record.status == "done" and record.iterations == 4
     assert [segment["iteration"] for segment in record.segments] == [0, 1]
-    assert [row.iteration for row in measured] == [0, 10]
+    assert [row.iteration for row in measured] == [0, 4]
     # Its loss at the start is that of a guess; GoogLeNet's counts its auxiliary heads by 0.3 each.
     heads = 1.6 if network == "googlenet" else 1.0
     assert measured[0].test_loss == pytest.approx(math.log(CLASSES), rel=0.5)

@@ -40,8 +40,8 @@ def test_a_submitted_job_trains_on_after_sigterm_until_slurm_kills_it(tmp_path):
 class TermedData(TinyData):
     """Whose first evaluation sends SIGTERM."""
 
-    def eval_blocks(self, split="test", shard=(0, 1)):
-        blocks = super().eval_blocks(split, shard)
+    def eval_blocks(self, shard=(0, 1)):
+        blocks = super().eval_blocks(shard)
         return Terminated(blocks) if self.served is None else blocks
 
 

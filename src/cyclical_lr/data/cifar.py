@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cyclical_lr.data.augment import crop_flip
-from cyclical_lr.data.cifar_files import OFFICIAL, SAMPLE, CifarFiles, Split
+from cyclical_lr.data.cifar_files import OFFICIAL, SAMPLE, CifarFiles
 from cyclical_lr.data.order import loader, permutation, stream, stretch_end
 from cyclical_lr.records import ConfigError
 
@@ -193,26 +193,16 @@ class CifarData(pl.LightningDataModule):
         Returns:
             a loader of {"start": first iteration of the block, "indices": int64 [len(seeds), k, batch_size / n]}, where
             k <= `block`.
-        Raises:
-            ConfigError: `eval_every` or `block` is below 1.
         """
-        if eval_every < 1 or block < 1:
-            raise ConfigError(f"eval_every, block: expected integers of at least 1, got {eval_every} and {block}")
         return loader(_Blocks(self, tuple(seeds), start, iterations, eval_every, block, shard))
 
-    def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[Tensor]":
-        """A loader of indices, int64 [at most eval_batch_size], that cover the split once, in file order.
+    def eval_blocks(self, shard: tuple[int, int] = (0, 1)) -> "DataLoader[Tensor]":
+        """A loader of indices, int64 [at most eval_batch_size], that cover the test set once, in file order.
 
         A `shard` (r, n) is every n-th image, from the r-th on.
-
-        Raises:
-            ConfigError: another split.
         """
-        if split not in ("train", "test"):
-            raise ConfigError(f"split: expected 'train' or 'test', got {split!r}")
-        size = len(self.train if split == "train" else self.test)
         first, step = shard
-        return loader(torch.arange(first, size, step).split(self.eval_batch_size))
+        return loader(torch.arange(first, len(self.test), step).split(self.eval_batch_size))
 
     # Getting the set -------------------------------------------------------------------------------------------------
 

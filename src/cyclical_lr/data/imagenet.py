@@ -211,31 +211,26 @@ class ImageNetData(pl.LightningDataModule):
         Returns:
             a loader of {"start": the iteration} and what `CroppedSet` takes, by name, each [len(seeds), 1, ...].
         Raises:
-            ConfigError: `eval_every` or `block` below 1, or less shared memory than the batches of the workers take.
+            ConfigError: less shared memory than the batches of the workers take.
         """
-        if eval_every < 1 or block < 1:
-            raise ConfigError(f"eval_every, block: expected integers of at least 1, got {eval_every} and {block}")
         images = len(seeds) * self.batch_size // shard[1]
         return self._loader("train", _Stretches(self, tuple(seeds), start, iterations, eval_every, shard), images)
 
-    def eval_blocks(self, split: Split = "test", shard: tuple[int, int] = (0, 1)) -> "DataLoader[dict[str, Any]]":
-        """A loader of what `CroppedSet` takes, by name, that covers the split once, in file order: centre crops.
+    def eval_blocks(self, shard: tuple[int, int] = (0, 1)) -> "DataLoader[dict[str, Any]]":
+        """A loader of what `CroppedSet` takes, by name, that covers the test set once, in file order: centre crops.
 
         A `shard` (r, n) is every n-th image, from the r-th on.
 
         Raises:
-            ConfigError: another split, or, as for `train_blocks`, too little shared memory.
+            ConfigError: as for `train_blocks`, too little shared memory.
         """
-        if split not in ("train", "test"):
-            raise ConfigError(f"split: expected 'train' or 'test', got {split!r}")
-        size, centre = len(self.images[split]), (SIZE - self.crop) // 2
         orders: list[Order] = []
-        ours = np.arange(shard[0], size, shard[1])
+        centre, ours = (SIZE - self.crop) // 2, np.arange(shard[0], len(self.test), shard[1])
         for first in range(0, len(ours), self.eval_batch_size):
             samples = ours[first : first + self.eval_batch_size]
             at = np.full(len(samples), centre)
             orders.append({"samples": samples, "top": at, "left": at, "mirrored": np.zeros(len(samples), bool)})
-        return self._loader(split, orders, self.eval_batch_size)
+        return self._loader("test", orders, self.eval_batch_size)
 
     def _loader(self, split: Split, orders: Any, images: int) -> "DataLoader[dict[str, Any]]":
         """A loader that reads `orders`, each of up to that many images."""

@@ -10,6 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -309,11 +310,7 @@ def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
     for label, runs in sorted(by_label.items()):
         groups: dict[str, list[Record]] = defaultdict(list)
         for record in runs:
-            groups[_raw(record)].append(record)
-        if len(groups) > 1:  # the raw configs may differ by defaults that were written out or not
-            groups = defaultdict(list)
-            for record in runs:
-                groups[_identity(record)].append(record)
+            groups[_identity(record)].append(record)
         kept = max(groups.values(), key=lambda group: max(record.started for record in group))
         for group in groups.values():
             if group is not kept:
@@ -328,16 +325,10 @@ def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
             seeds.add(record.seed)
 
 
-def _raw(record: Record) -> str:
-    hashed = {key: value for key, value in record.config.items() if key in records.HASHED and key != "seed"}
-    return json.dumps(hashed, sort_keys=True)
-
-
 def _identity(record: Record) -> str:
-    if records.is_foreign(record.config):  # a record may come from anywhere: nothing that it names is imported
-        return _raw(record)
-    try:
-        identity = records.identity(record.config)
-    except (ConfigError, KeyError, TypeError, AttributeError):  # names a class that is no more: only itself is like it
-        return _raw(record)
-    return json.dumps({key: value for key, value in identity.items() if key != "seed"}, sort_keys=True)
+    """What a run computes, whatever its seed."""
+    computed = {key: value for key, value in record.config.items() if key in records.HASHED}
+    if not records.is_foreign(record.config):  # a record may come from anywhere: nothing that it names is imported
+        with suppress(ConfigError, KeyError, TypeError, AttributeError):  # names a class that is no more
+            computed = records.identity(record.config)
+    return json.dumps({key: value for key, value in computed.items() if key != "seed"}, sort_keys=True)

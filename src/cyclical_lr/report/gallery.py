@@ -32,12 +32,12 @@ def _with_report(command: str) -> str:
 
 FIGURES: dict[int | str, Entry] = {
     **{
-        number: Entry(f"fig{number:02d}", f"Figure {number}", caption, _with_report(paper_figures.command(number)))
-        for number, caption in paper_figures.CAPTIONS.items()
+        number: Entry(f"fig{number:02d}", f"Figure {number}", each.caption, _with_report(paper_figures.command(number)))
+        for number, each in paper_figures.FIGURES.items()
     },
     **{
-        name: Entry(name, name.replace("_", " ").capitalize(), caption, _with_report(study_figures.command(name)))
-        for name, caption in study_figures.CAPTIONS.items()
+        name: Entry(name, name.replace("_", " ").capitalize(), each.caption, _with_report(study_figures.command(name)))
+        for name, each in study_figures.FIGURES.items()
     },
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def experiments_of(row: Mapping[str, Any]) -> list[str]:
     return [row[reading] for reading in ("experiment", "staged") if reading in row]
 
 
+@cache  # each run that ends asks for it
 def read_paper(folder: Path) -> Paper:
     """Read conf/paper.
 

@@ -146,7 +146,6 @@ FIGURES = {
 }
 TABLE: Any = {"marker": "*", "ms": 7, "mec": "white", "mew": 0.5, "ls": "none", "zorder": 5, "gid": "tables"}
 DIGITISED: Any = {"marker": "o", "ms": 4, "mfc": "white", "mew": 0.8, "zorder": 1, "gid": "digitised"}
-CAPTIONS = {number: figure.caption for number, figure in FIGURES.items()}
 
 
 def command(number: int) -> str:

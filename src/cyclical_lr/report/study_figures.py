@@ -403,4 +403,3 @@ FIGURES = {
         _ends("later_policies", LATER_POLICIES),
     ),
 }
-CAPTIONS = {name: figure.caption for name, figure in FIGURES.items()}

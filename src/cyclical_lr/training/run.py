@@ -261,22 +261,9 @@ def _train_together(
     device = trainer.strategy.root_device
     foreign = records.is_foreign({key: plan[key] for key in OWN_CLASSES})
     engine = choose_engine(plan["engine"], [member.solver for member in members], data.train, device, foreign)
-    device_name = provenance.device_name(device)
     kernels.begin_run()
     for member, config in zip(members, configs, strict=True):
-        member.segments.append(
-            {
-                "iteration": first,
-                "commit": COMMIT,
-                "dirty": DIRTY,
-                "device": f"{ddp.ranks()} x {device_name}" if ddp.ranks() > 1 else device_name,
-                "ranks": ddp.ranks(),
-                "threads": torch.get_num_threads(),
-                "engine": engine,
-                "together": len(members),  # runs that share the process, hence the training seconds
-                "started": _now(),
-            }
-        )
+        member.segments.append(_segment(first, device, engine, len(members)))
         if ddp.rank() == 0:
             logger = open_logger(folders[member.run_id], member.run_id, member.label, config, **plan["logger"])
             if logger is not None:
@@ -317,6 +304,40 @@ def _train_together(
             raise error
         return []
 
+    return _write(plan, title, members, configs, loggers, error, saved)
+
+
+def _segment(first: int, device: torch.device, engine: str, together: int) -> dict[str, Any]:
+    """What a record keeps of this process, which works on a run from iteration `first` on."""
+    name = provenance.device_name(device)
+    return {
+        "iteration": first,
+        "commit": COMMIT,
+        "dirty": DIRTY,
+        "device": f"{ddp.ranks()} x {name}" if ddp.ranks() > 1 else name,
+        "ranks": ddp.ranks(),
+        "threads": torch.get_num_threads(),
+        "engine": engine,
+        "together": together,  # runs that share the process, hence the training seconds
+        "started": _now(),
+    }
+
+
+def _write(
+    plan: Mapping[str, Any],
+    title: str,
+    members: list[Member],
+    configs: list[dict[str, Any]],
+    loggers: Mapping[str, Any],
+    error: Exception | None,
+    saved: bool,
+) -> list[Record]:
+    """Write curves and records of runs that ended, by `error` or well; `saved`: with their last checkpoint.
+
+    Raises:
+        NotWritten: a file could not be written.
+        Exception: `error`.
+    """
     results, out, obstacle = Path(plan["results_dir"]), [], None
     for member, config in zip(members, configs, strict=True):
         record = _record(plan, member, config, error)
