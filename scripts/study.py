@@ -59,6 +59,10 @@ def main(arguments: list[str]) -> int:
     for key in given.keys() - {*OWN, "seed"}:
         if close := get_close_matches(key, OWN, 1, 0.8):
             return refuse(f"{key}: there is no such key; did you mean {close[0]}?")
+    if "experiment" in given:
+        return refuse(
+            f"experiment: a study's file lists its own, got {given['experiment']}; add it there, or use run.py"
+        )
     keys = [a.partition("=")[0].lstrip("+") for a in arguments]
     if twice := [key for key in OWN if keys.count(key) > 1]:
         return refuse(

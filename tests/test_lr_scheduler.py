@@ -216,6 +216,20 @@ def test_a_state_can_be_loaded_twice_and_stays_as_it_was():
         assert state == copied
 
 
+def test_a_state_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="state_dict: expected that of a ScheduleLR, got one without _step_count"):
+        ScheduleLR(sgd(), SCHEDULE).load_state_dict({"last_epoch": 3})
+
+
+def test_a_group_added_later_with_no_factor_is_refused_at_the_next_step():
+    optimizer = sgd()
+    scheduler = ScheduleLR(optimizer, SCHEDULE)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr_mult": -2.0})
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"lr_mult: expected a finite number of at least 0, got -2\.0"):
+        scheduler.step()
+
+
 def test_the_state_is_plain_ints():
     assert {type(value) for value in ScheduleLR(sgd(), SCHEDULE).state_dict().values()} == {int}
 

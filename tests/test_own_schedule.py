@@ -1,5 +1,6 @@
 """A user's own schedules: built, checked, identified, labelled and reported like the paper's, without touching code."""
 
+import json
 import math
 import os
 import runpy
@@ -21,7 +22,7 @@ from cyclical_lr.report import figures, tables
 from cyclical_lr.report.collect import collect
 from cyclical_lr.report.paper import read_paper
 from cyclical_lr.report.verdicts import decide
-from cyclical_lr.training.config import check, compose_config, describe, plain
+from cyclical_lr.training.config import check, compose_config, describe, label, plain
 from cyclical_lr.training.run import run
 
 STUDY = REPOSITORY / "scripts" / "study.py"
@@ -224,7 +225,7 @@ def test_the_last_bits_of_an_lr_in_which_machines_differ_leave_the_id(headline, 
         ("nan_at_7", ["nan at iteration 7"]),
         ("infinite", ["inf at iteration 7"]),
         ("imaginary", ["real LRs", "complex"]),
-        ("a_constant", ["shape []", "13 iterations", "np.full"]),
+        ("a_constant", ["got one float", "13 iterations", "np.full"]),
         ("too_short", ["shape [12]", "13 iterations"]),
         ("one_at_a_time", ["no array", "np.where"]),
         ("raises_at_9", ["raises at iteration 9", "the cat sat on the cable"]),
@@ -242,6 +243,11 @@ def test_a_schedule_that_is_none_is_refused_before_training(tmp_path, tiny, targ
     assert str(caught.value).startswith(("schedule", "_target_"))
     assert all(text in str(caught.value) for text in [*named, target])
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_scheduler_of_torchs_is_no_schedule(tmp_path, tiny):
+    with pytest.raises(ConfigError, match=r"schedule: expected a function .*CosineAnnealingLR, which steps .* cosine,"):
+        train(tiny, tmp_path, {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 4})
 
 
 def test_a_function_of_the_iteration_without_partial_is_explained(tmp_path, tiny):
@@ -270,6 +276,30 @@ def test_a_study_with_a_schedule_that_is_not_there_says_how_to_find_it_and_train
     code, output = Forked(tmp_path / "out.txt", study, [*arguments, f"runs_dir={tmp_path}/runs", "logger=none"]).ends()
     assert code == UNUSABLE and "my_schedules.Sawtooth" in output and "PYTHONPATH=." in output
     assert not (tmp_path / "r").exists()
+
+
+def test_a_study_takes_no_experiment_beside_its_own(tmp_path):
+    arguments = ["+study=table1_cifar", "+experiment=cifar10_tri2"]
+    code, output = Forked(tmp_path / "out.txt", study, arguments).ends()
+    assert code == UNUSABLE and "experiment: a study's file lists its own, got cifar10_tri2" in output
+
+
+@pytest.mark.parametrize("name", ["ünï", "a b", "a,b", "it's"])
+def test_a_card_may_have_a_name_that_has_to_be_quoted(tmp_path, tiny, name, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    card = (
+        "# @package _global_\ndefaults: [override /schedule: fixed, _self_]\nschedule: {base_lr: 0.1}\niterations: 2\n"
+    )
+    (tmp_path / "experiment" / f"{name}.yaml").write_text(card + f"experiment: {json.dumps(name)}\n")
+    monkeypatch.setenv("CYCLICAL_LR_CONF", str(tmp_path))
+    quoted = name.replace("'", "\\'")
+    plan = plain(compose_config(CONF, [f"+experiment='{quoted}'", *SAMPLE]))
+    assert label(plan, CONF) == f"{name}[data.batch_size=4,data=cifar10_sample]"
+
+
+def test_a_card_whose_name_yaml_reads_as_something_else_is_explained(tiny):
+    with pytest.raises(ConfigError, match="experiment: expected the name of a card, got True; write it in quotes"):
+        label({**tiny, "experiment": True}, CONF)
 
 
 def test_a_card_of_the_users_that_cannot_be_used_is_refused_with_the_reason(tmp_path):

@@ -354,6 +354,15 @@ def test_unknown_rules_and_no_curves_are_refused():
         find_bounds([])
 
 
+def test_what_are_no_curves_or_thresholds_is_refused():
+    curve = Curve((0.0, 0.1), (10.0, 20.0))
+    with pytest.raises(ValueError, match=r"curves: expected Curve\(lr, accuracy\), one per seed, got a tuple"):
+        find_bounds([((0.0, 0.1), (10.0, 20.0))])
+    for read in (find_bounds, lambda curve, thresholds: report(curve, 2000, thresholds=thresholds)):
+        with pytest.raises(ValueError, match=r"thresholds: expected Thresholds\(\.\.\.\) or None, got \{'noise': 1\}"):
+            read(curve, thresholds={"noise": 1})
+
+
 # What a person reads --------------------------------------------------------------------------------------------------
 
 

@@ -197,6 +197,21 @@ def test_the_curve_is_that_of_a_plain_loop_under_the_ramp():
     assert len(set(accuracies)) > 2
 
 
+def test_mixed_precision_of_the_callers_evaluates_the_weights_in_training():
+    torch.manual_seed(0)
+    net = nn.Linear(6, 2)
+    drawn = [(torch.randn(8, 6) + y[:, None], y) for y in torch.randint(0, 2, (9, 8))]
+
+    def measured(model: nn.Module) -> float:
+        return 100 * float(torch.cat([model(x).argmax(1) == y for x, y in drawn]).float().mean())
+
+    found = []
+    for cache in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache):
+            found.append(lr_range_test(net, caffe_sgd(net), F.cross_entropy, drawn, measured, **RAMP))
+    assert found[0] == found[1] and len(set(found[0].accuracy)) > 2
+
+
 def test_training_that_diverges_gives_a_nan_tail_and_no_error():
     torch.manual_seed(0)
     net = nn.Linear(6, 1)
@@ -350,6 +365,12 @@ def test_a_loss_with_parameters_of_its_own_is_copied_too():
             r"loss_fn: expected a scalar tensor, got a tensor of shape \(2,\); return the mean",
         ),
         ({"optimizer": caffe_sgd(nn.Linear(6, 2))}, "optimizer: expected one over the model's parameters"),
+        (
+            {"optimizer": ScheduleLR(caffe_sgd(nn.Linear(6, 2)), RangeTest(0.0, 0.5, 23))},
+            "optimizer: .* got ScheduleLR",
+        ),
+        ({"optimizer": torch.optim.LBFGS([nn.Parameter(torch.ones(1))])}, "optimizer: .* no closure, got LBFGS"),
+        ({"evaluate": None}, "evaluate: expected a function of the model .*, got None"),
         ({"evaluate": lambda _: 150.0}, "evaluate: expected an accuracy in percent, 0 to 100, got 150.0"),
         ({"evaluate": lambda _: math.nan}, "evaluate: expected an accuracy in percent"),
         ({"eval_every": 0}, "eval_every: expected a whole number of iterations >= 1, got 0"),

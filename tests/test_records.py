@@ -1,7 +1,9 @@
 """A run's identity and its files."""
 
+import errno
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +257,18 @@ def test_what_is_not_a_curve_is_named(tmp_path, text):
     (tmp_path / "foreign.csv").write_text(text)
     with pytest.raises(ValueError, match=r"foreign\.csv"):
         records.read_curve(tmp_path / "foreign.csv")
+
+
+def test_a_file_that_cannot_be_read_is_named_with_a_remedy(tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refuses)
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(ConfigError, match=r"r\.json: cannot be read \(Permission denied\); make it readable, or give"):
+        records.read_record(tmp_path / "r.json")
+    with pytest.raises(ValueError, match=r"c\.csv: cannot be read \(Permission denied\)"):
+        records.read_curve(tmp_path / "c.csv")
 
 
 def test_an_empty_curve_has_no_first_line(tmp_path):

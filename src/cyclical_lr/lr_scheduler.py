@@ -19,7 +19,7 @@ Unlike torch's `CyclicLR` it never touches the momentum, and its state is two in
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cyclical_lr.schedules import Schedule
-from cyclical_lr.solvers import warn_of_own_lrs
+from cyclical_lr.solvers import check_groups, multiplier
 
 
 class ScheduleLR(LRScheduler):
@@ -35,7 +35,8 @@ class ScheduleLR(LRScheduler):
 
     `lr_mult` is Caffe's multiplier per parameter (cifar10_full trains its biases at twice the LR): put it into the
     group's dict. The LR given to the optimiser is overwritten, with a warning where groups differ in it and none has
-    an `lr_mult`. A group added later gets its LR at the next `step()`.
+    an `lr_mult`. A group added later gets its LR at the next `step()`. In a `ChainedScheduler` it overrules those
+    before it, and those after it change one step's LR only: combine schedules by `Phases` and `Drops` instead.
 
     Args:
         optimizer: any torch optimiser.
@@ -58,11 +59,7 @@ class ScheduleLR(LRScheduler):
             raise ValueError(f"schedule: expected a function of the iteration, got {schedule!r}; {remedy}")
         if not isinstance(last_epoch, Integral) or isinstance(last_epoch, bool) or last_epoch < -1:
             raise ValueError(f"last_epoch: expected an integer, at least -1, got {last_epoch!r}; -1 to begin")
-        for multiple in (group.get("lr_mult", 1.0) for group in optimizer.param_groups):
-            if not isinstance(multiple, Real) or isinstance(multiple, bool) or not 0 <= multiple < math.inf:
-                remedy = "2 trains a group at twice the LR, 0 not at all"
-                raise ValueError(f"lr_mult: expected a finite number of at least 0, got {multiple!r}; {remedy}")
-        warn_of_own_lrs(optimizer)
+        check_groups(optimizer)
         self.schedule: Schedule | Callable[[int], float] = schedule
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
@@ -73,7 +70,7 @@ class ScheduleLR(LRScheduler):
         """The LR of each parameter group at the current iteration.
 
         Raises:
-            ValueError: the schedule gives no LR there.
+            ValueError: the schedule gives no LR there, or the `lr_mult` of a group added later is no factor.
         """
         seen: set[int] = set()
         for group in self.optimizer.param_groups:  # torch gives all groups one tensor, and fills it in place
@@ -91,7 +88,7 @@ class ScheduleLR(LRScheduler):
                 f"schedule: expected a finite LR of at least 0 at iteration {self.last_epoch}, got {rate!r}; correct "
                 "the function"
             )
-        return [rate * group.get("lr_mult", 1.0) for group in self.optimizer.param_groups]
+        return [rate * multiplier(group) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as plain ints. The schedule is not in it: build the same one before loading."""
@@ -101,7 +98,12 @@ class ScheduleLR(LRScheduler):
         """Go to the saved position. The LR there is in the optimiser's state, as with torch's own schedulers.
 
         Nothing is written to the optimiser: where `SequentialLR` has several, its LR may be another's.
+
+        Raises:
+            ValueError: it is no state of a ScheduleLR.
         """
+        if missing := {"last_epoch", "_step_count"} - state_dict.keys():
+            raise ValueError(f"state_dict: expected that of a ScheduleLR, got one without {', '.join(sorted(missing))}")
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
         self._last_lr = list(map(_lr_of, self.optimizer.param_groups))

@@ -379,6 +379,8 @@ def find_bounds(
         ValueError: no curve, or an unknown rule.
     """
     thresholds, curves = thresholds or Thresholds(), _listed(curves)
+    if not isinstance(thresholds, Thresholds):
+        raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
     if not curves:
         raise ValueError("curves: expected one or more, got none; run the range test first")
     check_rules(base_rule, max_rule)
@@ -391,7 +393,10 @@ def find_bounds(
 
 
 def _listed(curves: Curve | Sequence[Curve]) -> Sequence[Curve]:
-    return [curves] if isinstance(curves, Curve) else list(curves)
+    listed = [curves] if isinstance(curves, Curve) else list(curves)
+    if strangers := [curve for curve in listed if not isinstance(curve, Curve)]:
+        raise ValueError(f"curves: expected Curve(lr, accuracy), one per seed, got a {type(strangers[0]).__name__}")
+    return listed
 
 
 def _read(rule: Callable[[_Rise, Thresholds], Found], curve: Curve, thresholds: Thresholds) -> Reading:
@@ -456,7 +461,7 @@ def report(
     Raises:
         ValueError: as `find_bounds`.
     """
-    curves, noise = _listed(curves), (thresholds or Thresholds()).noise
+    curves = _listed(curves)
     if isinstance(stepsize, bool) or not isinstance(stepsize, Integral) or stepsize < 1:
         raise ValueError(f"stepsize: expected a whole number of iterations >= 1, got {stepsize!r}")
     chosen = find_bounds(curves, base_rule, max_rule, thresholds)
@@ -464,6 +469,7 @@ def report(
     lines = [f"LR range test, {seeds}, LR {_short(curves[0].lr[0])} to {_short(curves[0].lr[-1])}"]
     lines += [_line("base_lr", find_bounds(curves, rule, max_rule, thresholds).base) for rule in BASE_RULES]
     lines += [_line("max_lr", find_bounds(curves, base_rule, rule, thresholds).max) for rule in MAX_RULES]
+    noise = (thresholds or Thresholds()).noise
     known = f"{noise:g} points, as of {(50 / noise) ** 2:,.0f} images"
     lines.append(f"  accuracies are taken to be known to {known}; of n, give Thresholds(noise=50 / sqrt(n))")
     if not chosen.usable:

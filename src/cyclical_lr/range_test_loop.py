@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from cyclical_lr.range_test import Curve
 from cyclical_lr.schedules import RangeTest
-from cyclical_lr.solvers import set_lr, warn_of_own_lrs
+from cyclical_lr.solvers import check_groups, set_lr
 
 OWN_LOOP = (
     "train in a loop of your own under ScheduleLR(optimizer, RangeTest(min_lr, max_lr, iterations)), and give the LRs "
@@ -53,7 +53,8 @@ def lr_range_test(
     It works on deep copies of model and optimizer, which go when it returns or raises: yours, their state, gradients,
     modes and LRs, and any scheduler on them, stay as they are, as do the global random states (torch on CPU and CUDA,
     NumPy, Python) and those of the generators of `batches`, if that is a DataLoader. So the order of the samples drawn
-    afterwards is what it would have been. Memory for the second copy is needed.
+    afterwards is what it would have been. Memory for the second copy is needed. For mixed precision call it under
+    torch.autocast; gradients are not scaled, as float16 needs them to be.
 
     Args:
         model: trained in training mode, from its present weights.
@@ -78,6 +79,12 @@ def lr_range_test(
             an accuracy that is no percentage, a loss that is no scalar or of the model itself and not of the copy,
             what cannot be deep-copied, or hooks on gradients or steps, which a copy does not have.
     """
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            f"optimizer: expected a torch optimizer whose step needs no closure, got {type(optimizer).__name__}"
+        )
+    if not callable(evaluate):
+        raise ValueError(f"evaluate: expected a function of the model that gives its accuracy, got {evaluate!r}")
     test, yours = RampTest.over(min_lr, max_lr, iterations, eval_every), {*map(id, model.parameters())}
     points, accuracies = set(test.points), dict[int, float]()
     refuse_hooks(model.parameters(), optimizer)
@@ -85,7 +92,7 @@ def lr_range_test(
         raise ValueError(
             "optimizer: expected one over the model's parameters, it has none of them; build it from these"
         )
-    warn_of_own_lrs(optimizer)
+    check_groups(optimizer)
     with preserved_rng(batches):
         try:
             model, optimizer, loss_fn = copy.deepcopy((model, optimizer, loss_fn))
@@ -127,6 +134,7 @@ def lr_range_test(
                 )
             loss.backward()
             optimizer.step()
+            torch.clear_autocast_cache()  # under an autocast of the caller's, weights of before the step
     return test.curve(accuracies, seed)
 
 

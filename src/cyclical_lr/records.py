@@ -78,6 +78,9 @@ def label(experiment: str, config: Mapping[str, Any], card: Mapping[str, Any] | 
         return f"{experiment}[{run_id({**config, 'seed': 0})}]"
     ours, theirs = ({k: v for k, v in identity(c).items() if k != "seed"} for c in (config, card))
     left_open = tuple(f"data.{key}=" for key, value in card["data"].items() if value is None)  # to what the folder has
+    for each in (ours, theirs):
+        if is_foreign(each["data"]):  # a set that need not keep to them
+            each["data"] = {key: value for key, value in each["data"].items() if not key.endswith("_sha256")}
     changes = [change for change in _differences("", ours, theirs, config) if not change.startswith(left_open)]
     if ours["data"]["name"] != theirs["data"]["name"]:  # the rest of another set goes without saying
         implied = (
@@ -216,11 +219,16 @@ def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         ConfigError: the schedule cannot be built, or is not a function from iterations to learning rates.
     """
     node, iterations = config["schedule"], np.arange(config["iterations"] + 1)
-    name = _short(node)
+    name, target = _short(node), locate(node["_target_"])
+    if "LRScheduler" in (base.__name__ for base in getattr(target, "__mro__", ())):  # torch's
+        raise ConfigError(
+            f"schedule: expected a function of the iteration, got {node['_target_']}, which steps an optimizer; "
+            "torch's cosine, cosine_restarts, one_cycle, multistep and exp are here by these names, any f(t) will do"
+        )
     try:
         schedule = build(node)
     except ConfigError as error:
-        if not inspect.isclass(locate(node["_target_"])):
+        if not inspect.isclass(target):
             hint = "a function of the iteration needs schedule._partial_=true"
             raise ConfigError(f"schedule: {error}; {hint}") from error
         if str(error).startswith("schedule"):
@@ -232,16 +240,18 @@ def learning_rates(config: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         schedule = Compressed(schedule, config["compress"])
     middle = slice(len(iterations) // 4, -(len(iterations) // 4) or None)
     try:
-        given = [np.asarray(schedule(t.copy())) for t in (iterations, iterations[middle])]
+        raw = schedule(iterations.copy())
+        given = [np.asarray(raw), np.asarray(schedule(iterations[middle].copy()))]
         rates, alone = (np.real(lrs).astype(np.float64) for lrs in given)
     except Exception as error:  # a schedule can be anyone's
         raise ConfigError(f"schedule: {name} {_where_it_raises(schedule, iterations)}: {error!r}") from error
     if any(map(np.iscomplexobj, given)):
         raise ConfigError(f"schedule: expected real LRs, got complex numbers from {name}")
     if rates.shape != iterations.shape:
+        got = f"an array of shape {list(rates.shape)}" if rates.ndim else f"one {type(raw).__name__}"
         raise ConfigError(
-            f"schedule: expected {name} to give an LR for each of an array of {len(iterations)} iterations, got an "
-            f"array of shape {list(rates.shape)}; a constant is np.full(t.shape, lr)"
+            f"schedule: expected {name} to give an LR for each of an array of {len(iterations)} iterations, got {got}; "
+            "a constant is np.full(t.shape, lr)"
         )
     if (wrong := ~(np.isfinite(rates) & (rates >= 0))).any():
         t = int(wrong.argmax())
@@ -403,6 +413,9 @@ def read_record(path: Path) -> Record:
             raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
     except ValueError as error:
         raise ConfigError(f"{path} is not a run's record: {error}; {REMEDY}") from error
+    except OSError as error:
+        remedy = "make it readable, or give another results_dir=..."
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     return record
 
 
@@ -435,6 +448,8 @@ def read_curve(path: Path) -> list[CurveRow]:
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
     except (ValueError, TypeError, IndexError, csv.Error) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def check_curve(path: Path, record: Record, curve: Sequence[CurveRow]) -> None:

@@ -8,9 +8,11 @@ arguments have the names of Caffe's solver prototxt, and weight decay is L2 in t
 `torch_sgd`. The LR of all may be a tensor on the device, which torch's own optimizers take in some of their forms only.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -60,8 +62,27 @@ def set_lr(optimizer: Optimizer, lr: float | Tensor) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-def warn_of_own_lrs(optimizer: Optimizer) -> None:
-    """Warn where groups differ in the LR that they were made with, which the schedule's takes the place of."""
+def multiplier(group: Mapping[str, Any]) -> float:
+    """A group's `lr_mult`, Caffe's factor of its LR; 1 where it has none.
+
+    Raises:
+        ValueError: it is no finite number of at least 0.
+    """
+    multiple: Any = group.get("lr_mult", 1.0)
+    if not isinstance(multiple, Real) or isinstance(multiple, bool) or not 0 <= float(multiple) < math.inf:
+        remedy = "2 trains a group at twice the LR, 0 not at all"
+        raise ValueError(f"lr_mult: expected a finite number of at least 0, got {multiple!r}; {remedy}")
+    return float(multiple)
+
+
+def check_groups(optimizer: Optimizer) -> None:
+    """Warn where groups differ in the LR that they were made with, which the schedule's takes the place of.
+
+    Raises:
+        ValueError: an `lr_mult` is no factor.
+    """
+    for group in optimizer.param_groups:
+        multiplier(group)
     lrs = [float(group["lr"]) for group in optimizer.param_groups]
     if len(set(lrs)) > 1 and not any("lr_mult" in group for group in optimizer.param_groups):
         warnings.warn(

@@ -295,6 +295,12 @@ def test_a_diverged_test_has_a_nan_tail_and_leaves_the_fit_alone(capsys):
     assert "diverged by LR 0.416667" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scale", ["1", True, 0, -100.0, float("nan")])
+def test_a_scale_that_is_no_factor_is_refused_before_the_test(scale):
+    with pytest.raises(ValueError, match="scale: expected the number that makes percent of it, 1 or 100, got"):
+        LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3, scale=scale)
+
+
 def test_thresholds_of_another_form_are_refused_before_the_test():
     with pytest.raises(ValueError, match=r"thresholds: expected Thresholds\(\.\.\.\) or None, got \{'noise': 1\}"):
         LRRangeTest(min_lr=0.0, max_lr=0.5, iterations=60, eval_every=3, thresholds={"noise": 1})

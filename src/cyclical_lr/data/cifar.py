@@ -107,7 +107,7 @@ class CifarData(pl.LightningDataModule):
     ) -> None:
         """
         Args:
-            name: which set.
+            name: which set; in a subclass with a `setup` of its own, any.
             num_classes: number of labels, checked against the files.
             train_sha256, test_sha256: what `sha256_in_order` or `sha256_as_set` must give.
             checksum: which of the two; "as_set" accepts copies whose images stand in another order, and gives them all
@@ -131,7 +131,8 @@ class CifarData(pl.LightningDataModule):
             ConfigError: a value is not one of these.
         """
         super().__init__()
-        _one_of("name", name, (*OFFICIAL, SAMPLE))
+        if type(self).setup is CifarData.setup:  # a subclass may make sets of its own, under a name of its own
+            _one_of("name", name, (*OFFICIAL, SAMPLE))
         _one_of("checksum", checksum, ("in_order", "as_set"))
         _one_of("mean", mean, ("pixel", "channel", "none"))
         _one_of("std", std, ("none", "channel", "scalar"))
@@ -144,7 +145,7 @@ class CifarData(pl.LightningDataModule):
             raise ConfigError(f"data.holdout: expected a number of images, got {holdout!r}; 0 trains on all")
         if not scale:
             raise ConfigError("data.scale: expected a factor other than 0, which leaves nothing of an image, got 0")
-        if name != SAMPLE and root is None:
+        if name in OFFICIAL and root is None:
             raise ConfigError("data.root: expected the folder of the data, got None; set it or CYCLICAL_LR_DATA")
         self.name = name
         self.num_classes = num_classes
@@ -207,12 +208,15 @@ class CifarData(pl.LightningDataModule):
     # Getting the set -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Get the set if neither `root` nor a folder `source` has it. Safe to call from several processes at once.
+        """Get the set if neither `root` nor a folder `source` has it; of a name of a subclass's own, nothing.
+
+        Safe to call from several processes at once.
 
         Raises:
             ConfigError: there is no way to get it, or what came is not the set.
         """
-        self.files.get()
+        if self.name in (*OFFICIAL, SAMPLE):
+            self.files.get()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and verify both splits, once; `train` and `test` are then on the CPU.

@@ -58,7 +58,8 @@ def _setting(results: Results, label: str) -> str:
     record = results.by_label[label][0]
     data = record.config["data"]
     batch = f" in batches of {data['batch_size']}" if "batch_size" in data else ""
-    return f"{data['name']}{batch}, {records.short(record.config['model']).removesuffix('()')}"
+    foreign = f" of {data['_target_']}" if records.is_foreign(data) else ""
+    return f"{data['name']}{foreign}{batch}, {records.short(record.config['model']).removesuffix('()')}"
 
 
 def _rows(

@@ -316,7 +316,10 @@ def _strangers(found: Mapping[str, Record]) -> Iterator[tuple[Record, str]]:
             if group is not kept:
                 for record in group:
                     newer = f"it computes something else than the newer {len(kept)} of label {label}"
-                    remedy = "what is changed needs, before it runs, an experiment= name or a results_dir of its own"
+                    remedy = (
+                        "to have this instead, move the newer away (their files in runs/); what is changed needs, "
+                        "before it runs, a card under a name of its own, or a results_dir"
+                    )
                     yield record, f"{newer}; {remedy}"
         seeds: set[int] = set()
         for record in kept:

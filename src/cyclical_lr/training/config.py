@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError, build, is_foreign
@@ -81,12 +82,15 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
         ConfigError: there is no card of that name, or it is none without what the command line adds.
     """
     name, card = plan["experiment"], None
+    if not isinstance(name, str | None):
+        raise ConfigError(f"experiment: expected the name of a card, got {name!r}; write it in quotes")
     if not name:
         compose_config(conf, [])  # which refuses a user's file that would never be read
     else:
         try:
             # Without a folder: what the card itself says of the data, not what lies where it looks for them.
-            unchanged = compose_config(conf, [f"+experiment={name}", "++data.root=null"])
+            quoted = name.replace("'", "\\'")
+            unchanged = compose_config(conf, [f"+experiment='{quoted}'", "++data.root=null"])
         except MissingConfigException as error:
             raise ConfigError(
                 f"experiment: there is no card {name!r}, by which the run calls itself; a card's `experiment:` is its "
@@ -223,6 +227,28 @@ def _check_parts(parts: str) -> None:
             ) from error
 
 
+def check_network(plan: Mapping[str, Any], data: Any, network: nn.Module) -> None:
+    """Refuse a network from elsewhere that does not score the images of a set.
+
+    Raises:
+        ConfigError: names the class, and what is missing.
+    """
+    target, classes = plan["model"]["_target_"], plan["data"]["num_classes"]
+    if not is_foreign(plan["model"]) or not hasattr(data, "image_shape"):
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            scores = network.eval()(torch.zeros(2, *data.image_shape))
+        except Exception as error:
+            shape = [2, *data.image_shape]
+            raise ConfigError(f"model: {target} takes no images of shape {shape} ({error!r})") from error
+        finally:
+            network.train()
+    got = list(scores.shape) if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+    if not isinstance(got, list) or len(got) != 2 or got[1] < classes:
+        raise ConfigError(f"model: expected {target} to score n images as [n, {classes}], got {got} of 2")
+
+
 def _check_strategy(strategy: Any, seed: Any) -> None:
     if strategy not in (None, "ddp"):
         raise ConfigError(f"trainer.strategy: expected 'ddp' or nothing, got {strategy!r}; use trainer=ddp")
@@ -242,7 +268,8 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
             path = f"{where}.{key}" if where else key
             close = difflib.get_close_matches(key, allowed, 1)
             known = sorted(each for each in allowed if not each.startswith("_"))
-            meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+            meant = f"expected one of {', '.join(known)}" if known else "it takes none"
+            meant = f"did you mean {close[0]}?" if close else meant
             away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 

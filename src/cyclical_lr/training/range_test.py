@@ -19,7 +19,7 @@ from torch import Tensor
 from cyclical_lr.range_test import Bounds, Curve, Thresholds, check_rules, find_bounds, report
 from cyclical_lr.range_test_loop import OWN_LOOP, RampTest, leaves, percent, preserved_rng, refuse_hooks
 from cyclical_lr.schedules import RangeTest
-from cyclical_lr.solvers import set_lr, warn_of_own_lrs
+from cyclical_lr.solvers import check_groups, set_lr
 
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -86,6 +86,8 @@ class LRRangeTest(pl.Callback):
             raise ValueError(f"stepsize: expected a whole number of iterations >= 1 or None, got {stepsize!r}")
         if not isinstance(thresholds, Thresholds | None):
             raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected the number that makes percent of it, 1 or 100, got {scale!r}")
         if "loss" in monitor:
             raise ValueError(f"monitor: expected the name of an accuracy, got {monitor!r}; log one, and name it here")
         self.monitor, self.scale = monitor, scale
@@ -150,7 +152,7 @@ class LRRangeTest(pl.Callback):
                 "fit the module itself, and compile it in configure_model or for the fit after the test"
             )
         refuse_hooks(pl_module.parameters(), trainer.optimizers[0])
-        warn_of_own_lrs(trainer.optimizers[0])
+        check_groups(trainer.optimizers[0])
         iterations = self.test.ramp.stepsize
         yours = {*map(id, pl_module.parameters())}
         recorder = _Recorder(self.test.ramp, self.monitor, self.scale, yours, trainer.max_epochs)

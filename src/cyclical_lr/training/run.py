@@ -18,13 +18,16 @@ import torch
 from filelock import Timeout
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import LBFGS, Optimizer
 
 from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
-from cyclical_lr.solvers import warn_of_own_lrs
+from cyclical_lr.solvers import check_groups
 from cyclical_lr.training import ddp, provenance, slurm
 from cyclical_lr.training.callbacks import Checkpoints, Curves, Interrupts, Progress, restore_checkpoint
-from cyclical_lr.training.config import check, check_parts, check_writable, describe, label, plain, seeds
+from cyclical_lr.training.config import check, check_network, check_parts, check_writable, describe, label, plain, seeds
 from cyclical_lr.training.engine import BLOCKS, choose_engine, exact_arithmetic
 from cyclical_lr.training.module import Classifier, Member
 from cyclical_lr.training.sweep import lock_of
@@ -194,6 +197,9 @@ def _train(
     data = build(plan["data"])
     data.prepare_data()
     data.setup("fit")
+    if missing := [split for split in ("train", "test") if not hasattr(data, split)]:
+        made = f"{plan['data']['_target_']} to make self.{' and self.'.join(missing)}"
+        raise ConfigError(f"data: expected setup() of {made}, as an ImageSet each")
     ddp.check_shares(data.batch_size, len(data.test))
     members: list[Member] = []
     for config in configs:
@@ -201,6 +207,7 @@ def _train(
         if restore_checkpoint(folders[member.run_id], member):
             _say_where(member, folders[member.run_id], plan["eval_every"], len(lrs) - 1)
         members.append(member)
+    check_network(plan, data, members[0].network)
 
     def position(member: Member) -> tuple[int, bool]:
         return member.iteration, member.evaluation_due(plan["eval_every"], len(lrs) - 1)
@@ -226,12 +233,26 @@ def _say_where(member: Member, folder: Path, every: int, iterations: int) -> Non
 
 
 def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Member:
-    """A run at iteration 0. Its seed draws the initial weights, on the CPU whatever the device."""
+    """A run at iteration 0. Its seed draws the initial weights, on the CPU whatever the device.
+
+    Raises:
+        ConfigError: a class that is not this package's gives no network, or no solver, that can be trained.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = build(plan["model"]).to(memory_format=torch.channels_last)
+        network = build(plan["model"])
+        if not isinstance(network, nn.Module) or any(map(is_lazy, network.parameters())):
+            got = f"a {type(network).__name__}" + " with lazy parameters" * isinstance(network, nn.Module)
+            raise ConfigError(f"model: expected a torch.nn.Module, its sizes known, got {got}")
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     solver = build(plan["solver"], network)
-    warn_of_own_lrs(solver)
+    if not isinstance(solver, Optimizer) or isinstance(solver, LBFGS):
+        got = f"a {type(solver).__name__} from {plan['solver']['_target_']}"
+        raise ConfigError(f"solver: expected a torch.optim.Optimizer whose step needs no closure, got {got}")
+    try:
+        check_groups(solver)
+    except ValueError as error:
+        raise ConfigError(f"solver: {plan['solver']['_target_']}: {error}") from error
     return Member(records.run_id(config), name, config["seed"], network, solver, started=_now())
 
 
@@ -365,6 +386,13 @@ def _write(
     return out
 
 
+def _data_sha256(data: Mapping[str, Any]) -> str:
+    """Of the checksums of the images; empty of a set from elsewhere, which need not keep to them."""
+    if records.is_foreign(data):
+        return ""
+    return hashlib.sha256("".join(data.get(key) or "" for key in CHECKSUMS).encode()).hexdigest()
+
+
 def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], error: Exception | None) -> Record:
     accuracies = [row.test_accuracy for row in member.curve]
     # The process that writes the record may have had nothing left to train.
@@ -372,7 +400,6 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         (part for part in reversed(member.segments) if part["iteration"] < member.iteration), member.segments[-1]
     )
     used = (kernels.kind(), *(segment.get("kernels", "none") for segment in reversed(member.segments)))
-    data = config["data"]
     return Record(
         run_id=member.run_id,
         experiment=plan["experiment"] or "custom",
@@ -388,7 +415,7 @@ def _record(plan: Mapping[str, Any], member: Member, config: dict[str, Any], err
         precision=config["precision"],
         device=last["device"],
         threads=last["threads"],
-        data_sha256=hashlib.sha256("".join(data.get(key) or "" for key in CHECKSUMS).encode()).hexdigest(),
+        data_sha256=_data_sha256(config["data"]),
         config_sha256=records.config_sha256(config),
         commit=last["commit"],
         dirty=any(segment["dirty"] for segment in member.segments),
