@@ -413,7 +413,7 @@ def read_record(path: Path) -> Record:
             raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
     except ValueError as error:
         raise ConfigError(f"{path} is not a run's record: {error}; {REMEDY}") from error
-    except OSError as error:
+    except PermissionError as error:
         remedy = "make it readable, or give another results_dir=..."
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     return record
@@ -448,7 +448,7 @@ def read_curve(path: Path) -> list[CurveRow]:
         return [CurveRow(int(row[0]), *(float(value or "nan") for value in row[1:])) for row in rows]
     except (ValueError, TypeError, IndexError, csv.Error) as error:
         raise ValueError(f"{path} is not a run's curve: {error}") from error
-    except OSError as error:
+    except PermissionError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
 
 

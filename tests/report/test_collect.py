@@ -235,7 +235,7 @@ def test_of_runs_that_compute_something_else_under_one_label_the_newest_are_kept
     assert len(results.problems) == len(others)
     for record, problem in zip(sorted(others, key=lambda record: record.run_id), sorted(results.problems), strict=True):
         assert record.run_id in problem and f"computes something else than the newer {len(kept)} of label a" in problem
-        assert "needs, before it runs, an experiment= name or a results_dir of its own" in problem
+        assert "needs, before it runs, a card under a name of its own, or a results_dir" in problem
 
 
 def test_a_default_that_is_written_out_does_not_make_a_run_another(tmp_path, add_run):

@@ -79,11 +79,15 @@ def test_the_record_has_every_column_and_the_provenance_of_the_run(tmp_path, tra
     assert record.versions["torch"] == torch.__version__.partition("+")[0]
     assert record.started <= record.ended and record.started.endswith("+00:00")
     assert record.train_seconds > 0 and record.eval_seconds > 0
-    images = record.config["data"]
-    sha256 = hashlib.sha256((images["train_sha256"] + images["test_sha256"]).encode()).hexdigest()
-    assert record.data_sha256 == sha256
     (segment,) = record.segments
     assert {"commit", "dirty", "device", "iteration"} <= set(segment) and segment["iteration"] == 0
+
+
+def test_the_record_has_the_checksum_of_its_images_if_they_are_none_of_the_users(train):
+    own, ours = train()[0].record, train("data._target_=cyclical_lr.data.cifar.CifarData", "iterations=1")[0].record
+    images = ours.config["data"]
+    assert ours.data_sha256 == hashlib.sha256((images["train_sha256"] + images["test_sha256"]).encode()).hexdigest()
+    assert own.data_sha256 == ""
 
 
 def test_the_records_config_is_what_its_id_is_made_of(train):
