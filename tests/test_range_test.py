@@ -385,11 +385,18 @@ def test_overrides_refuse_missing_and_crossed_bounds():
         overrides(Bounds(base=found.max, max=found.base), 2000)
 
 
+def test_the_report_gives_the_reason_of_several_rules_once():
+    flat = report(curve(lambda t: 10.0), 2000)
+    assert flat.count("no onset: the accuracy stays below") == flat.count("no max_lr to divide") == 1
+    assert flat.count(" as for onset") == len(MAX_RULES) and flat.count(" as for third") == 1
+
+
 def test_the_report_shows_every_rule_and_the_overrides_or_why_there_are_none():
     text = report([shifted(0, 1), shifted(2, 2)], 2000, "onset", "drop")
     lines = text.splitlines()
     assert lines[0] == "LR range test, 2 seeds, LR 0 to 0.02"
-    assert [line.split()[1] for line in lines[1:-3]] == [*BASE_RULES, *MAX_RULES]
+    assert [line.split()[1] for line in lines[1:-3] if line[2] != " "] == [*BASE_RULES, *MAX_RULES]
+    assert max(map(len, lines)) <= 118
     assert "0.011 [0.01, 0.012]" in text
     assert "0.5 points, as of 10,000 images;" in lines[-3]
     assert "1 points, as of 2,500 images;" in report(curve(tent), 2000, thresholds=Thresholds(noise=1.0))

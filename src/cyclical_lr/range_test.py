@@ -12,8 +12,9 @@ every LR read off is one that was tried: the distance between two evaluations is
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -467,8 +468,12 @@ def report(
     chosen = find_bounds(curves, base_rule, max_rule, thresholds)
     seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
     lines = [f"LR range test, {seeds}, LR {_short(curves[0].lr[0])} to {_short(curves[0].lr[-1])}"]
-    lines += [_line("base_lr", find_bounds(curves, rule, max_rule, thresholds).base) for rule in BASE_RULES]
-    lines += [_line("max_lr", find_bounds(curves, base_rule, rule, thresholds).max) for rule in MAX_RULES]
+    read = [("base_lr", find_bounds(curves, rule, max_rule, thresholds).base) for rule in BASE_RULES]
+    read += [("max_lr", find_bounds(curves, base_rule, rule, thresholds).max) for rule in MAX_RULES]
+    missing: dict[str, str] = {}
+    for name, bound in read:
+        first = bound.rule if bound.lr is not None else missing.setdefault(bound.reason, bound.rule)
+        lines.append(_line(name, bound if first == bound.rule else replace(bound, reason=f"as for {first}")))
     noise = (thresholds or Thresholds()).noise
     known = f"{noise:g} points, as of {(50 / noise) ** 2:,.0f} images"
     lines.append(f"  accuracies are taken to be known to {known}; of n, give Thresholds(noise=50 / sqrt(n))")
@@ -485,7 +490,8 @@ def report(
 
 def _line(name: str, bound: Bound) -> str:
     spread = f" [{_short(bound.spread[0])}, {_short(bound.spread[1])}]" if bound.spread else ""
-    return f"  {name:<8} {bound.rule:<11} {_short(bound.lr) + spread:<18} {bound.reason}"
+    line = f"  {name:<8} {bound.rule:<11} {_short(bound.lr) + spread:<18} {bound.reason}"
+    return textwrap.fill(line, 118, subsequent_indent=" " * 42)
 
 
 def _short(lr: float | None) -> str:

@@ -1,7 +1,7 @@
 """Tables and claims as text: CSV for machines, Markdown for GitHub. The same bytes every time."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -249,7 +249,11 @@ def our_numbers(paper: Paper, results: Results, verdict: Verdict) -> str:
     text = "; ".join(cells)
     if verdict.ratios:
         form = ("{:.4f}" if rule == "cost" else "{:.3f}").format
-        named = [f"{each.name} {form(each.value)} {wording.interval(each.interval, form)}" for each in verdict.ratios]
+        on: dict[str, list[str]] = defaultdict(list)  # a machine is named once
+        for each in verdict.ratios:
+            name, _, machine = each.name.partition(" on ")
+            on[machine].append(f"{name} {form(each.value)} {wording.interval(each.interval, form)}")
+        named = [f"{f'on {machine}: ' * bool(machine)}{', '.join(said)}" for machine, said in on.items()]
         text = "; ".join([*filter(None, [text]), *named]) + f" ({paper.rule(rule)['interval']:.0%})"
     if found.p is not None:
         text += f"; difference {wording.difference(found.difference, found.interval)} ({found.confidence:.0%})"
