@@ -16,7 +16,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError, build, is_foreign
@@ -227,8 +226,8 @@ def _check_parts(parts: str) -> None:
             ) from error
 
 
-def check_network(plan: Mapping[str, Any], data: Any, network: nn.Module) -> None:
-    """Refuse a network from elsewhere that does not score the images of a set.
+def check_network(plan: Mapping[str, Any], data: Any) -> None:
+    """Refuse a network from elsewhere that does not score the images of a set; one made for this is tried.
 
     Raises:
         ConfigError: names the class, and what is missing.
@@ -238,12 +237,10 @@ def check_network(plan: Mapping[str, Any], data: Any, network: nn.Module) -> Non
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            scores = network.eval()(torch.zeros(2, *data.image_shape))
+            scores = build(plan["model"]).eval()(torch.zeros(2, *data.image_shape))
         except Exception as error:
             shape = [2, *data.image_shape]
             raise ConfigError(f"model: {target} takes no images of shape {shape} ({error!r})") from error
-        finally:
-            network.train()
     got = list(scores.shape) if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
     if not isinstance(got, list) or len(got) != 2 or got[1] < classes:
         raise ConfigError(f"model: expected {target} to score n images as [n, {classes}], got {got} of 2")

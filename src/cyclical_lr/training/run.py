@@ -207,7 +207,7 @@ def _train(
         if restore_checkpoint(folders[member.run_id], member):
             _say_where(member, folders[member.run_id], plan["eval_every"], len(lrs) - 1)
         members.append(member)
-    check_network(plan, data, members[0].network)
+    check_network(plan, data)
 
     def position(member: Member) -> tuple[int, bool]:
         return member.iteration, member.evaluation_due(plan["eval_every"], len(lrs) - 1)
