@@ -1,5 +1,6 @@
 """What scripts say of input that Hydra refuses, and how they end."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import yaml
 from omegaconf.errors import ConfigKeyError
 from small_runs import CONF, REPOSITORY
 
-from cyclical_lr import command_line
+from cyclical_lr import command_line, processes
 from cyclical_lr.command_line import about, explained, guarded, overrides_first
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config
@@ -163,3 +164,15 @@ def test_a_closed_output_is_no_failure():
     command = f"{sys.executable} {REPOSITORY / 'scripts' / 'study.py'} --help >&-"
     shown = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_libraries_are_loaded_without_garbage_collection_which_is_then_as_before():
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            with pytest.raises(ImportError), processes.loading():
+                assert not gc.isenabled()
+                raise ImportError
+            assert gc.isenabled() == before
+        finally:
+            gc.enable()

@@ -17,8 +17,10 @@ def cores() -> int:
 @contextmanager
 def loading() -> Iterator[None]:
     """Import large libraries in here: a fifth faster without garbage collection, which finds nothing among modules."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -379,7 +379,7 @@ def find_bounds(
     Raises:
         ValueError: no curve, or an unknown rule.
     """
-    thresholds, curves = thresholds or Thresholds(), _listed(curves)
+    thresholds, curves = Thresholds() if thresholds is None else thresholds, _listed(curves)
     if not isinstance(thresholds, Thresholds):
         raise ValueError(f"thresholds: expected Thresholds(...) or None, got {thresholds!r}")
     if not curves:

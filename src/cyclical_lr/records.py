@@ -79,8 +79,11 @@ def label(experiment: str, config: Mapping[str, Any], card: Mapping[str, Any] | 
     ours, theirs = ({k: v for k, v in identity(c).items() if k != "seed"} for c in (config, card))
     left_open = tuple(f"data.{key}=" for key, value in card["data"].items() if value is None)  # to what the folder has
     for each in (ours, theirs):
-        if is_foreign(each["data"]):  # a set that need not keep to them
-            each["data"] = {key: value for key, value in each["data"].items() if not key.endswith("_sha256")}
+        if is_foreign(each["data"]):  # a set that need not keep to the checksums of the card's
+            kept = [
+                key for key in each["data"] if not key.endswith("_sha256") or each["data"][key] != card["data"].get(key)
+            ]
+            each["data"] = {key: each["data"][key] for key in kept}
     changes = [change for change in _differences("", ours, theirs, config) if not change.startswith(left_open)]
     if ours["data"]["name"] != theirs["data"]["name"]:  # the rest of another set goes without saying
         implied = (

@@ -47,6 +47,11 @@ def test_every_link_of_the_block_leads_somewhere():
             assert heading in anchors
 
 
+def test_every_link_of_the_claims_leads_somewhere():
+    links = re.findall(r"\]\(([^)]*)\)", (REPOSITORY / "results" / "claims.md").read_text(encoding="utf-8"))
+    assert links and all((REPOSITORY / "results" / link).exists() for link in links)
+
+
 def test_only_what_stands_between_the_markers_is_replaced(tmp_path):
     file = tmp_path / "README.md"
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")

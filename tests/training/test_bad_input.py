@@ -202,7 +202,7 @@ def test_a_results_folder_whose_parts_cannot_be_written_is_found_out_before_trai
 
 def test_run_folders_are_kept_apart_from_the_records(tmp_path, train):
     with pytest.raises(ConfigError, match=r"^runs_dir: expected a folder apart from .*results/runs"):
-        train(f"runs_dir={tmp_path}/elsewhere/../results/runs")
+        train(f"runs_dir={tmp_path}/elsewhere/../results/runs/mine")
     assert not (tmp_path / "results").exists()
 
 

@@ -226,6 +226,7 @@ class CifarData(pl.LightningDataModule):
         """
         if hasattr(self, "train"):
             return
+        _one_of("name", self.name, (*OFFICIAL, SAMPLE))
         (train, train_labels), (test, test_labels) = self.files.read("train"), self.files.read("test")
         if self.holdout >= len(train):
             raise ConfigError(f"data.holdout: expected fewer than the {len(train)} training images, got {self.holdout}")

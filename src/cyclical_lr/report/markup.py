@@ -182,7 +182,7 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
     """Every claim in one line, by family: the claim, our numbers, the verdict, the controls."""
     parts = [
         "# Claims\n",
-        f"{how_decided(paper)} The last column has runs and claims of this study that bear on the paper's.\n",
+        f"{how_decided(paper, '../')} The last column has runs and claims of this study that bear on the paper's.\n",
         f"Of the paper's claims: {tally(claims_by_verdict(verdicts))}.\n",
     ]
     by_control = control_claims(verdicts)
@@ -204,14 +204,14 @@ def claims_page(paper: Paper, results: Results, verdicts: Sequence[Verdict]) -> 
     return "\n".join(parts)
 
 
-def how_decided(paper: Paper) -> str:
-    """What the numbers beside a claim are, and which of them decides it, in Markdown."""
+def how_decided(paper: Paper, root: str = "") -> str:
+    """What the numbers beside a claim are, and which of them decides it, in Markdown; `root` leads to conf/."""
     seeds, confidence = paper.verdicts["seeds"], paper.rule("time_to_target")["bootstrap"]["confidence"]
     return (
-        "Rules: [conf/paper/verdicts.yaml](conf/paper/verdicts.yaml), fixed before any result that they decide, with "
-        "the exceptions that its header names. Accuracies are means over seeds, in percent, at the iteration that the "
-        f"claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} "
-        "a preliminary one. The interval of a number is the prediction's and decides it. Others have the confidence "
+        f"Rules: [conf/paper/verdicts.yaml]({root}conf/paper/verdicts.yaml), fixed before any result that they decide, "
+        "with the exceptions that its header names. Accuracies are means over seeds, in percent, at the iteration that "
+        f"the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
+        f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides it. Others have the confidence "
         "that stands beside them and are not corrected for the family, so one may leave out 0 beside “inconclusive”: "
         "what is greater or equal is decided by Holm’s p. p is of the claim, “opposite p” of its reverse, and “Holm” "
         "either of them after correction within the family; “not reproduced” rests on the interval alone. Intervals of "

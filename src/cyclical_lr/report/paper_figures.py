@@ -93,7 +93,7 @@ FIGURES = {
     5: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for Nesterov with CLR and for Adam with and without it. The "
         "paper does not say whether the LR dropped in phases, so both readings are drawn; its numbers have the colours "
-        "of both, inside that of the reading without. What two runs have in common is drawn once.",
+        "of both, inside that of the reading without.",
         (
             *("cifar10_nesterov_tri", "cifar10_nesterov_tri_staged"),
             *("cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_tri_staged", "cifar10_adam_fixed"),
@@ -218,7 +218,9 @@ def _accuracy_against_iteration(
         inside.get_xticklabels()[1].set_horizontalalignment("right")
         for text in inside.get_xticklabels():  # lines of the axes behind end before them
             text.set_bbox({"facecolor": "white", "lw": 0, "pad": 0.6})
-    legends(figure, axes)
+    drawn = [np.asarray(line.get_xdata()) for line in axes.lines if line.get_gid() is None]
+    cut = any(x.size > 1 and x[0] > 0 for x in drawn)
+    legends(figure, axes, ["What two runs have in common is drawn once."] if cut else [])
     return figure
 
 
@@ -227,7 +229,7 @@ def _plot(
 ) -> list[tuple[int, float]]:
     """The paper's points and numbers, our arms, their drops; returns all (iteration, accuracy) that were drawn."""
     drawn: list[tuple[int, float]] = []
-    earlier: list[Sequence[CurveRow]] = []
+    earlier: list[Sequence[Sequence[CurveRow]]] = []
     dropping: dict[int, set[str]] = defaultdict(set)
     for curve in shown["curves"]:
         points = [(point["iteration"], point["accuracy"]) for point in curve["points"]]
@@ -245,7 +247,7 @@ def _plot(
             schedule = schedule_of(conf, label)[0]
             name = f"{arm.name} ({census(results, label)})"
             seeds_band(axes, _apart(curves, earlier), arm, name, schedule=schedule)
-            earlier += curves
+            earlier.append(curves)
             drawn += [(row.iteration, row.test_accuracy) for curve in curves for row in curve]
         else:  # named all the same: the paper's marks have its colour
             axes.plot([], [], color=arm.colour, ls=arm.line, label=f"{arm.name} ({census(results, label)})")
@@ -261,8 +263,10 @@ def _plot(
     return drawn
 
 
-def _apart(curves: Sequence[Sequence[CurveRow]], earlier: Sequence[Sequence[CurveRow]]) -> list[Sequence[CurveRow]]:
-    """The curves from their last evaluation in common with one that is drawn already; the same for all seeds."""
+def _apart(
+    curves: Sequence[Sequence[CurveRow]], earlier: Sequence[Sequence[Sequence[CurveRow]]]
+) -> list[Sequence[CurveRow]]:
+    """The curves from their last evaluation in common, seed by seed, with those of an arm that is drawn already."""
 
     def measured(row: CurveRow) -> tuple[int, float, float]:
         return row.iteration, row.test_loss, row.test_accuracy
@@ -271,7 +275,8 @@ def _apart(curves: Sequence[Sequence[CurveRow]], earlier: Sequence[Sequence[Curv
         same = (measured(ours) == measured(theirs) for ours, theirs in zip(curve, other, strict=False))
         return sum(takewhile(bool, same))
 
-    start = min(max((shared(curve, other) for other in earlier), default=0) for curve in curves)
+    alike = [arm for arm in earlier if len(arm) == len(curves)]
+    start = max((min(map(shared, curves, arm)) for arm in alike), default=0)
     return [curve[max(0, start - 1) :] for curve in curves]
 
 

@@ -30,6 +30,8 @@ TOP_LEVEL = (
 TRAINER, MORE_TRAINER = ("accelerator", "devices", "precision"), ("emulate_bf16", "strategy")
 DATA_HAS = ("prepare_data", "setup", "train_blocks", "eval_blocks", "batch_size")
 """What training uses of a data module, beside `train` and `test`, which `setup` makes."""
+OURS = ("runs", "curves")
+"""Folders of records in `results_dir`."""
 LOGGER = ("kind", "project", "entity", "mode")
 CLUSTER, MORE_CLUSTER = (
     ("kind", "snapshot"),
@@ -160,8 +162,11 @@ def check(plan: Mapping[str, Any]) -> None:
     for key in ("results_dir", "runs_dir"):
         if not isinstance(plan[key], str) or not plan[key]:
             raise ConfigError(f"{key}: expected a folder, got {plan[key]!r}; give {key}=FOLDER or leave it out")
-    if Path(plan["runs_dir"]).resolve() in (Path(plan["results_dir"]).resolve() / name for name in ("runs", "curves")):
-        raise ConfigError(f"runs_dir: expected a folder apart from results_dir's records, got {plan['runs_dir']}")
+    if any(
+        Path(plan["runs_dir"]).resolve().is_relative_to(Path(plan["results_dir"]).resolve() / name) for name in OURS
+    ):
+        apart = f"apart from the records in {plan['results_dir']}, got {plan['runs_dir']}"
+        raise ConfigError(f"runs_dir: expected a folder {apart}; give another runs_dir=FOLDER")
     for key in ("name", "num_classes"):
         if key not in plan["data"]:
             raise ConfigError(f"data.{key}: there is none, and labels and the network need it; give +data.{key}=VALUE")

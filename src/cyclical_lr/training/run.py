@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
 from cyclical_lr import kernels, records
 from cyclical_lr.records import ConfigError, Record, build
@@ -40,6 +40,7 @@ CHECKSUMS = ("train_sha256", "test_sha256", "mean_sha256")
 
 OWN_CLASSES = ("model", "data", "solver")
 """Parts that a user's own class may stand for, whose code is not part of a run's id; a schedule's LRs are."""
+SOLVER_HAS = ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict")
 COMMIT, DIRTY = provenance.commit()  # now, when the code is read: a study runs for days, and the tree may change
 
 
@@ -242,13 +243,15 @@ def new_member(plan: Mapping[str, Any], config: dict[str, Any], name: str) -> Me
         torch.manual_seed(config["seed"])
         network = build(plan["model"])
         if not isinstance(network, nn.Module) or any(map(is_lazy, network.parameters())):
-            got = f"a {type(network).__name__}" + " with lazy parameters" * isinstance(network, nn.Module)
-            raise ConfigError(f"model: expected a torch.nn.Module, its sizes known, got {got}")
+            got = f"{type(network).__name__}" + " with lazy parameters" * isinstance(network, nn.Module)
+            raise ConfigError(
+                f"model: expected {plan['model']['_target_']} to give a torch.nn.Module of known sizes, got {got}"
+            )
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     solver = build(plan["solver"], network)
-    if not isinstance(solver, Optimizer) or isinstance(solver, LBFGS):
-        got = f"a {type(solver).__name__} from {plan['solver']['_target_']}"
-        raise ConfigError(f"solver: expected a torch.optim.Optimizer whose step needs no closure, got {got}")
+    if not all(hasattr(solver, name) for name in SOLVER_HAS) or isinstance(solver, LBFGS):
+        got = f"{type(solver).__name__} from {plan['solver']['_target_']}"
+        raise ConfigError(f"solver: expected an optimizer like torch's whose step needs no closure, got {got}")
     try:
         check_groups(solver)
     except ValueError as error:
