@@ -208,16 +208,17 @@ def how_decided(paper: Paper, root: str = "") -> str:
     """What the numbers beside a claim are, and which of them decides it, in Markdown; `root` leads to conf/."""
     seeds, confidence = paper.verdicts["seeds"], paper.rule("time_to_target")["bootstrap"]["confidence"]
     return (
-        f"Rules: [conf/paper/verdicts.yaml]({root}conf/paper/verdicts.yaml), fixed before any result that they decide, "
-        "with the exceptions that its header names. Accuracies are means over seeds, in percent, at the iteration that "
-        f"the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
-        f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides it. Others have the confidence "
-        "that stands beside them and are not corrected for the family, so one may leave out 0 beside “inconclusive”: "
-        "what is greater or equal is decided by Holm’s p. p is of the claim, “opposite p” of its reverse, and “Holm” "
-        "either of them after correction within the family; “not reproduced” rests on the interval alone. Intervals of "
-        f"speed-ups are bootstrapped over seeds (nominally {confidence:.0%}; of a few, they are too narrow); a "
-        "speed-up of 0 is of seeds whose median never gets there, an infinite one of others' that never does, an "
-        "undefined one where neither does. A and B are a claim's first and second run."
+        f"Rules: [conf/paper/verdicts.yaml]({root}conf/paper/verdicts.yaml), fixed before any result that they "
+        "decide, with the exceptions that its header names. Accuracies are means over seeds, in percent, at the "
+        f"iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
+        f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides "
+        "it. Others have the confidence that stands beside them and are not corrected for the family, so one may "
+        "leave out 0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
+        "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not "
+        "reproduced” rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally "
+        f"{confidence:.0%}; of a few, they are too narrow); a speed-up of 0 is of seeds whose median never gets "
+        "there, an infinite one of others' that never does, an undefined one where neither does. A and B are a "
+        "claim's first and second run."
     )
 
 
