@@ -181,4 +181,4 @@ def test_from_raw_jpegs_to_range_test_training_resumption_and_evaluation(network
     assert measured[0].test_loss == pytest.approx(math.log(CLASSES), rel=0.5)
     assert 0.5 * heads * math.log(CLASSES) < measured[1].train_loss < 3 * heads * math.log(CLASSES)
     assert all(0 <= row.test_accuracy <= row.test_accuracy_top5 <= 100 for row in measured)
-    assert record.data_sha256 and record.config["data"]["mean_sha256"]
+    assert record.config["data"]["mean_sha256"]
