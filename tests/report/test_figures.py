@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from cyclical_lr.records import CurveRow, write_curve
 from cyclical_lr.report import arms, collect, figures, paper_figures
@@ -290,6 +291,18 @@ def test_a_saved_figure_does_not_show_the_last_digits_of_its_layouts_solver(tmp_
     saved = [axes.get_position().bounds for axes in figure.axes]
     assert saved != drawn and figure.axes  # it has been laid out
     assert saved == [pytest.approx([round(float(x), 6) for x in bounds], rel=0, abs=1e-12) for bounds in saved]
+
+
+def test_a_saved_picture_has_a_palette_that_keeps_a_rare_colour_and_its_resolution(tmp_path):
+    figure, axes = plt.subplots(figsize=(3, 3))
+    axes.imshow(np.linspace(0, 1, 64 * 64).reshape(64, 64), cmap="viridis")
+    axes.plot(32, 32, marker="*", ms=5, color=arms.VERMILLION)
+    _, png = figures.save(figure, tmp_path, "rare")
+    picture = Image.open(png)
+    wanted = [int(arms.VERMILLION[at : at + 2], 16) for at in (1, 3, 5)]
+    away = np.abs(np.asarray(picture.convert("RGB")).astype(int) - wanted).max(axis=2)
+    assert picture.mode == "P" and picture.info["dpi"] == pytest.approx((200, 200), abs=0.01)
+    assert away.min() < 20
 
 
 def test_a_figure_is_saved_as_the_same_bytes_with_embedded_fonts_and_no_time(tmp_path):
