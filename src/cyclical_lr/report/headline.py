@@ -18,7 +18,7 @@ from cyclical_lr.report.verdicts import NOT_RUN, Verdict
 
 EQUAL, TIMES = "table1_tri2_equals_fixed", "table1_tri2_time_to_target"
 EXP_RANGE, EXP_RANGE_ABOVE_FIXED = "table1_exp_range", "table1_exp_range_beats_fixed"
-CONTROLS = ("cifar10_fixed_25k", "cifar10_fixed_25k_matched")
+AT_CLRS_BUDGET = ("cifar10_fixed_25k", "cifar10_fixed_25k_matched")
 """What CLR is compared with at its own budget: claims `control_tri2_equals_...` and `control_tri2_beats_...`."""
 DROPS = {
     "CLR": "control_tri2_needs_drops",
@@ -101,7 +101,7 @@ def rules(report: Report) -> str:
 
 def short(report: Report) -> str:
     """The answer in one sentence: CLR beside the fixed policy in its budget, at its mean LR, and in the long run."""
-    claims = [f"control_tri2_equals_{control.removeprefix('cifar10_')}" for control in CONTROLS] + [EQUAL]
+    claims = [f"control_tri2_equals_{control.removeprefix('cifar10_')}" for control in AT_CLRS_BUDGET] + [EQUAL]
     by_id = {verdict.id: verdict for verdict in report.verdicts}
     if not all(_all_run(by_id[claim]) for claim in claims):
         return ""
@@ -173,7 +173,7 @@ def _constant(paper: Paper, results: Results) -> str:
     if not (clr.n and said):
         return said
     margin = paper.rule("equal")["margin"]
-    every = [*cells.values(), *(read_cell(results, label, arms.END) for label in CONTROLS)]
+    every = [*cells.values(), *(read_cell(results, label, arms.END) for label in AT_CLRS_BUDGET)]
     means = [statistics.mean(cell.values) for cell in every if cell.n]
     near = sum(abs(mean - statistics.mean(clr.values)) <= margin for mean in means)
     return (
@@ -247,7 +247,7 @@ def _drops(paper: Paper, results: Results, by_id: Mapping[str, Verdict]) -> str:
         gains.append(f"to {policy} {gain}")
     text = f"**LR drops** add at 25,000 (claims of this study's own): {'; '.join(gains)}."
     drop = paper.tables["table2"][0]["max_iter"]
-    before = [read_cell(results, label, drop) for label in (arms.FAITHFUL, *CONTROLS)]
+    before = [read_cell(results, label, drop) for label in (arms.FAITHFUL, *AT_CLRS_BUDGET)]
     shown = [f"{wording.number(statistics.mean(cell.values))} (`{cell.label}`)" for cell in before if cell.n]
     return f"{text} Before the first, at {drop:,}: {', '.join(shown)} %." if shown else text
 

@@ -9,7 +9,7 @@ import pandas as pd
 from cyclical_lr.report import markup, statistics, tables, wording
 from cyclical_lr.report.collect import Results, read_cell
 from cyclical_lr.report.cycles import ends_around
-from cyclical_lr.report.headline import CONTROLS, EQUAL, EXP_RANGE, difference
+from cyclical_lr.report.headline import AT_CLRS_BUDGET, EQUAL, EXP_RANGE, difference
 from cyclical_lr.report.paper import Paper, experiments_of
 from cyclical_lr.report.report import Report
 from cyclical_lr.report.verdicts import CONTRADICTED, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
@@ -148,7 +148,7 @@ def along_the_way(results: Results, figure1: Mapping[str, Any]) -> list[AlongThe
         if not points:
             continue
         at = [min(t for t in evaluated if t >= iteration) for iteration, _ in points]
-        labels = [curve["experiment"], *(CONTROLS if curve["experiment"] == "cifar10_tri2" else [])]
+        labels = [curve["experiment"], *(AT_CLRS_BUDGET if curve["experiment"] == "cifar10_tri2" else [])]
         ours = dict(_values(results, label, at) for label in labels if _evaluated(results, label))
         for label in labels:
             if runs := results.caffe.get(label):

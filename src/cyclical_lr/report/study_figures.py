@@ -20,6 +20,7 @@ from cyclical_lr.report.arms import (
     ARMS,
     BLUE,
     END,
+    FAITHFUL,
     GREEN,
     LATER_POLICIES,
     MISTAKES,
@@ -285,7 +286,7 @@ def _constant_panel(axes: Axes, results: Results) -> None:
         axes.plot([lr] * len(values), values, color=BLUE, ls="none", marker="o", ms=2, alpha=0.5)
     means = [statistics.mean(values) for values in cells.values()]
     axes.plot(list(cells), means, color=BLUE, marker="_", ms=7, mew=1.4, lw=0.8)
-    if clr := read_cell(results, "cifar10_tri2", 25_000).values:
+    if clr := read_cell(results, FAITHFUL, END).values:
         axes.axhline(statistics.mean(clr), color=VERMILLION, lw=1.2)
         axes.axhspan(min(clr), max(clr), color=VERMILLION, alpha=0.2, lw=0)
         where: Any = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 6}
