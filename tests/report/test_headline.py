@@ -248,6 +248,6 @@ def test_the_claims_that_the_sentences_rest_on_exist(paper):
     assert (claims[headline.EQUAL], claims[headline.TIMES]) == ("equal", "time_to_target")
     assert [claims[name] for name in headline.DROPS.values()] == ["greater"] * 3
     assert [claims[name] for name in headline.PRECISION] == ["equal"] * 2
-    for control in headline.CONTROLS:
+    for control in headline.AT_CLRS_BUDGET:
         name = control.removeprefix("cifar10_")
         assert [claims[f"control_tri2_{how}_{name}"] for how in ("equals", "beats")] == ["equal", "greater"]
