@@ -30,8 +30,6 @@ TOP_LEVEL = (
 TRAINER, MORE_TRAINER = ("accelerator", "devices", "precision"), ("emulate_bf16", "strategy")
 DATA_HAS = ("prepare_data", "setup", "train_blocks", "eval_blocks", "batch_size")
 """What training uses of a data module, beside `train` and `test`, which `setup` makes."""
-OURS = ("runs", "curves")
-"""Folders of records in `results_dir`."""
 LOGGER = ("kind", "project", "entity", "mode")
 CLUSTER, MORE_CLUSTER = (
     ("kind", "snapshot"),
@@ -162,9 +160,8 @@ def check(plan: Mapping[str, Any]) -> None:
     for key in ("results_dir", "runs_dir"):
         if not isinstance(plan[key], str) or not plan[key]:
             raise ConfigError(f"{key}: expected a folder, got {plan[key]!r}; give {key}=FOLDER or leave it out")
-    if any(
-        Path(plan["runs_dir"]).resolve().is_relative_to(Path(plan["results_dir"]).resolve() / name) for name in OURS
-    ):
+    results, folder = (Path(plan[key]).resolve() for key in ("results_dir", "runs_dir"))
+    if any(folder.is_relative_to(path(results, "any").parent) for path in (records.record_path, records.curve_path)):
         apart = f"apart from the records in {plan['results_dir']}, got {plan['runs_dir']}"
         raise ConfigError(f"runs_dir: expected a folder {apart}; give another runs_dir=FOLDER")
     for key in ("name", "num_classes"):
@@ -269,8 +266,8 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
             path = f"{where}.{key}" if where else key
             close = difflib.get_close_matches(key, allowed, 1)
             known = sorted(each for each in allowed if not each.startswith("_"))
-            meant = f"expected one of {', '.join(known)}" if known else "it takes none"
-            meant = f"did you mean {close[0]}?" if close else meant
+            others = f"expected one of {', '.join(known)}" if known else "it takes none"
+            meant = f"did you mean {close[0]}?" if close else others
             away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 

@@ -41,6 +41,7 @@ CHECKSUMS = ("train_sha256", "test_sha256", "mean_sha256")
 OWN_CLASSES = ("model", "data", "solver")
 """Parts that a user's own class may stand for, whose code is not part of a run's id; a schedule's LRs are."""
 SOLVER_HAS = ("param_groups", "step", "zero_grad", "state_dict", "load_state_dict")
+"""What training uses of a solver; torch's optimizers have it, and so may a wrapper of one."""
 COMMIT, DIRTY = provenance.commit()  # now, when the code is read: a study runs for days, and the tree may change
 
 
