@@ -1,4 +1,5 @@
-// Pooling and within-channel LRN on a CPU, each in one pass over memory where PyTorch's operators take several.
+// Pooling and within-channel LRN on a CPU, each in one pass over memory where PyTorch's operators take several, and the
+// gradients of a network's first layers.
 // Tensors are channels last: [images, height, width, channels]. Arithmetic is in float for float and bf16, in double
 // for double. Compiled by kernels.py, which also says what the arguments are.
 
@@ -275,6 +276,89 @@ template <class T> void average_pool_backward(const T* dy, const T* x, T* dx, co
     }
 }
 
+// The gradients of a convolution of pixels that max pooling follows ---------------------------------------------------
+
+constexpr int64_t SIDE = 5, REACH = SIDE / 2, COLOURS = 3;  // its square of weights, and the numbers of a pixel
+constexpr int64_t ROW = 16, REGISTERS = ROW / LANES;        // a row of that square, filled up
+constexpr int64_t TOGETHER = LANES == 16 ? 4 : 1;           // channels, as many as have room in the registers
+constexpr int64_t SHARE = 2;                                // images whose gradients are added up in one place
+
+// to: for each pixel of the image x, and of REACH lines of zeros above and below, the row of its neighbours, from REACH
+// before it to REACH behind. `line` has room for a padded line of x, and zeros where those are.
+template <class T, class A> inline void rows_of_neighbours(const T* x, A* to, A* line, const Pool& p) {
+    for (int64_t h = 0; h < p.height; ++h) {
+        std::copy_n(x + h * p.width * COLOURS, p.width * COLOURS, line + REACH * COLOURS);
+        for (int64_t w = 0; w < p.width; ++w)
+            std::memcpy(to + ((h + REACH) * p.width + w) * ROW, line + w * COLOURS, ROW * sizeof(A));
+    }
+}
+
+// p: of the pooling, whose input the convolution of x gave, as large as x. dweight: [channels, SIDE, SIDE, COLOURS];
+// dbias: [channels]. Of each window its maximum alone passes a gradient on, from the pixels around it: a quarter of the
+// products, and none of the memory, of the convolution's own gradient. Shares are added up in order, so that the number
+// of threads changes no bit.
+template <class T>
+void convolve_max_pool_backward(const T* dy, const typename Wide<T>::Place* winner, const T* x,
+                                typename Wide<T>::type* dweight, typename Wide<T>::type* dbias, const Pool& p) {
+    using A = typename Wide<T>::type;
+    using V = typename Wide<T>::Values;
+    using M = typename Wide<T>::Mask;
+    const int64_t c = p.channels, out_line = p.out_width * c, weights = c * SIDE * ROW, sums = weights + c;
+    const int64_t line = p.width * ROW, size = (p.height + 2 * REACH) * line, pixels = p.width * COLOURS;
+    const int64_t shares = std::max<int64_t>(1, (p.images + SHARE - 1) / SHARE);
+    thread_local std::vector<A> kept;  // fresh memory costs more than what is done in it
+    kept.assign(shares * sums, A(0));
+    A* all = kept.data();
+#pragma omp parallel num_threads(p.threads)
+    {
+        thread_local std::vector<A> memory;
+        thread_local std::vector<typename Wide<T>::Place> places;
+        memory.assign(ROW + size + out_line + pixels + 2 * ROW, A(0));
+        places.resize(out_line);
+        A* rows = memory.data() + (-uintptr_t(memory.data()) % 64) / sizeof(A);  // at whole lines of the cache
+        A* passed = rows + size;                                                 // by each window of a line of them
+        auto* starts = places.data();                                            // and to which of the rows
+#pragma omp for schedule(static, SHARE)
+        for (int64_t image = 0; image < p.images; ++image) {
+            A* sum = all + image / SHARE * sums;
+            rows_of_neighbours(x + image * p.height * pixels, rows, passed + out_line, p);
+            for (int64_t oh = 0; oh < p.out_height; ++oh) {
+                const int64_t out = (image * p.out_height + oh) * out_line;
+                for (int64_t ow = 0; ow < p.out_width; ++ow)
+                    for (int64_t channel = 0; channel < c; channel += LANES) {
+                        const int64_t at = ow * c + channel;
+                        const M place = load<M>(winner + out + at);
+                        M start = place * int32_t(ROW) + int32_t((oh * line + ow * ROW) * p.stride);
+                        for (int64_t down = p.kernel; down < p.kernel * p.kernel; down += p.kernel)
+                            start += place >= int32_t(down) ? M{} + int32_t(line - p.kernel * ROW) : M{};
+                        start = place < 0 ? M{} : start;
+                        std::memcpy(starts + at, &start, sizeof(start));
+                        const V value = place < 0 ? V{} : widened(dy + out + at);
+                        narrowed(value, passed + at);
+                        narrowed(widened(sum + weights + channel) + value, sum + weights + channel);
+                    }
+                for (int64_t channel = 0; channel < c; channel += TOGETHER) {
+                    A* to = sum + channel * SIDE * ROW;
+                    V total[TOGETHER * SIDE * REGISTERS];
+                    for (int64_t i = 0; i < TOGETHER * SIDE * REGISTERS; ++i) total[i] = widened(to + i * LANES);
+                    for (int64_t at = channel; at < out_line; at += c)
+                        for (int64_t k = 0; k < TOGETHER; ++k)
+                            for (int64_t i = 0; i < SIDE * REGISTERS; ++i) {
+                                const A* from = rows + starts[at + k] + i / REGISTERS * line + i % REGISTERS * LANES;
+                                total[k * SIDE * REGISTERS + i] += passed[at + k] * widened(from);
+                            }
+                    for (int64_t i = 0; i < TOGETHER * SIDE * REGISTERS; ++i) narrowed(total[i], to + i * LANES);
+                }
+            }
+        }
+    }
+    for (int64_t share = 1; share < shares; ++share)
+        for (int64_t i = 0; i < sums; ++i) all[i] += all[share * sums + i];
+    for (int64_t row = 0; row < c * SIDE; ++row)
+        std::copy_n(all + row * ROW, SIDE * COLOURS, dweight + row * SIDE * COLOURS);
+    std::copy_n(all + weights, c, dbias);
+}
+
 // Normalisation within a channel --------------------------------------------------------------------------------------
 
 struct Norm {
@@ -360,6 +444,10 @@ template <class T> void normalise(const T* x, const T* dy, T* y, const Norm& p) 
     void max_pool_##name(const T* x, T* y, Wide<T>::Place* winner, const Pool* p) { max_pool(x, y, winner, *p); }   \
     void max_pool_backward_##name(const T* dy, const Wide<T>::Place* winner, T* dx, const Pool* p) {                \
         max_pool_backward(dy, winner, dx, *p);                                                                      \
+    }                                                                                                               \
+    void convolve_max_pool_backward_##name(const T* dy, const Wide<T>::Place* winner, const T* x,                   \
+                                           Wide<T>::type* dweight, Wide<T>::type* dbias, const Pool* p) {           \
+        convolve_max_pool_backward(dy, winner, x, dweight, dbias, *p);                                              \
     }                                                                                                               \
     void average_pool_##name(const T* x, T* y, const Pool* p) { average_pool(x, y, *p); }                           \
     void average_pool_backward_##name(const T* dy, const T* x, T* dx, const Pool* p) {                              \

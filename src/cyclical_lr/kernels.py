@@ -1,4 +1,4 @@
-"""The port's pooling and within-channel LRN, compiled for a CPU (kernels.cpp).
+"""The port's pooling and within-channel LRN, and the first layers' gradients, compiled for a CPU (kernels.cpp).
 
 PyTorch's operators pass over memory once per multiplication; these keep an image in the cache. What they compute is the
 same: the maxima and their gradients to the bit, the rest to rounding (tests/test_kernels.py). They are built once per
@@ -74,7 +74,7 @@ def serving(x: Tensor) -> Any:
     """
     global _asked
     device = x.device.type
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not _has_memory(x):
         return None
     if device == "cuda" and x.dim() == 4 and x.device.index == torch.cuda.current_device():
         found = _on_gpu()
@@ -90,6 +90,33 @@ def convolving(x: Tensor, weight: Tensor, *options: Any) -> Any:
     """gpu_kernels, if these tensors are the GPU's and its `convolves` takes them, or None."""
     found = serving(x) if x.device.type == "cuda" else None
     return found if found is not None and found.convolves(x, weight, *options) else None
+
+
+def pooling_convolved(x: Tensor, weight: Tensor, pooling: "Pooling", *options: Any) -> Any:
+    """This module, if its `convolve_max_pool_backward` takes these tensors, or None.
+
+    They are data on the CPU of three channels, channels last, whose gradient nobody wants; 5 x 5 weights for a multiple
+    of 16 channels; and a convolution, of these stride, padding, dilation and groups, that keeps the size.
+    """
+    global _asked
+    fits = (
+        _has_memory(x)
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype in SUFFIXES
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.requires_grad
+        and weight.shape[1:] == (x.shape[1], 5, 5) == (3, 5, 5)
+        and weight.shape[0] % LANES == 0
+        and options == ((1, 1), (2, 2), (1, 1), 1)
+        and pooling.kernel <= min(x.shape[2:])
+    )
+    _asked = "cpu" if fits else _asked
+    return _on_cpu() if fits else None
+
+
+def _has_memory(x: Tensor) -> bool:
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def stepping(params: Sequence[Tensor], grads: Sequence[Tensor], velocities: Sequence[Tensor]) -> Any:
@@ -150,8 +177,9 @@ class Pooling:
         shape = (*x.shape[:2], *map(pooled, x.shape[2:]))
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
-    def sizes(self, x: Tensor, y: Tensor) -> _Pool:
-        n, c, h, w = x.shape
+    def sizes(self, size: Sequence[int], y: Tensor) -> _Pool:
+        """Of the windows of an input [N, C, H, W], of which y is the output."""
+        n, c, h, w = size
         return _Pool(n, h, w, c, *y.shape[2:], self.kernel, self.stride, self.relu, torch.get_num_threads())
 
 
@@ -162,7 +190,7 @@ def max_pool(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     """
     y = pooling.empty(x)
     winner = torch.empty(y.permute(0, 2, 3, 1).shape, dtype=torch.int64 if x.dtype == torch.float64 else torch.int32)
-    _call("max_pool", x, (x, y, winner), pooling.sizes(x, y))
+    _call("max_pool", x, (x, y, winner), pooling.sizes(x.shape, y))
     return y, winner
 
 
@@ -170,14 +198,32 @@ def max_pool_backward(dy: Tensor, winner: Tensor, size: Sequence[int], pooling: 
     """The gradient of `max_pool`'s input, whose size is [N, C, H, W]."""
     dx = torch.empty(*size, dtype=dy.dtype, memory_format=torch.channels_last)
     dy = dy.contiguous(memory_format=torch.channels_last)
-    _call("max_pool_backward", dx, (dy, winner, dx), pooling.sizes(dx, dy))
+    _call("max_pool_backward", dx, (dy, winner, dx), pooling.sizes(size, dy))
     return dx
+
+
+def convolve_max_pool_backward(
+    dy: Tensor, winner: Tensor, x: Tensor, weight: Tensor, pooling: Pooling
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias of the convolution of x that `max_pool` followed, in float32 at least.
+
+    Args:
+        dy, winner: the gradient of what `max_pool` gave, and its second.
+        x, weight, pooling: as `pooling_convolved` accepts them.
+    """
+    kind = torch.promote_types(x.dtype, torch.float32)
+    dweight = torch.empty(weight.shape, dtype=kind, memory_format=torch.channels_last)
+    dbias = torch.empty(len(weight), dtype=kind)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    sizes = pooling.sizes((len(x), len(weight), *x.shape[2:]), dy)
+    _call("convolve_max_pool_backward", x, (dy, winner, x, dweight, dbias), sizes)
+    return dweight, dbias
 
 
 def average_pool(x: Tensor, pooling: Pooling) -> Tensor:
     """The average over the pixels that each window has, with the ReLU in front: [N, C, H', W'] of x's type."""
     y = pooling.empty(x)
-    _call("average_pool", x, (x, y), pooling.sizes(x, y))
+    _call("average_pool", x, (x, y), pooling.sizes(x.shape, y))
     return y
 
 
@@ -185,7 +231,7 @@ def average_pool_backward(dy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
     """The gradient of `average_pool`'s input x."""
     dx = torch.empty_like(x)
     dy = dy.contiguous(memory_format=torch.channels_last)
-    _call("average_pool_backward", x, (dy, x, dx), pooling.sizes(x, dy))
+    _call("average_pool_backward", x, (dy, x, dx), pooling.sizes(x.shape, dy))
     return dx
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import AvgPool2d, Conv2d, Gaussian, MaxPool2d, Param, caffe_layer, lrn
+from cyclical_lr.models.layers import AvgPool2d, Conv2d, Gaussian, MaxPool2d, Param, caffe_layer, lrn, max_pooled
 
 
 class Cifar10Full(nn.Module):
@@ -44,7 +44,7 @@ class Cifar10Full(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.pool1(self.conv1(x)))
+        x = self.norm1(max_pooled(self.conv1, self.pool1, x))
         x = self.norm2(self.pool2(self.conv2(x)))
         x = self.pool3(self.conv3(x))
         return self.ip1(x.flatten(1))

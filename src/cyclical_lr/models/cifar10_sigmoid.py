@@ -2,7 +2,16 @@
 
 from torch import Tensor, nn
 
-from cyclical_lr.models.layers import AvgPool2d, CaffeBatchNorm, Conv2d, Gaussian, MaxPool2d, Param, caffe_layer
+from cyclical_lr.models.layers import (
+    AvgPool2d,
+    CaffeBatchNorm,
+    Conv2d,
+    Gaussian,
+    MaxPool2d,
+    Param,
+    caffe_layer,
+    max_pooled,
+)
 
 
 class Cifar10Sigmoid(nn.Module):
@@ -53,7 +62,7 @@ class Cifar10Sigmoid(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.pool1(self.conv1(x))).sigmoid()
+        x = self.bn1(max_pooled(self.conv1, self.pool1, x)).sigmoid()
         x = self.pool2(self.bn2(self.conv2(x)).sigmoid())
         x = self.pool3(self.bn3(self.conv3(x)).sigmoid())
         return self.ip1(x.flatten(1))

@@ -97,10 +97,8 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         usual = x.dim() == 4 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        mixed = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
         options = self.stride, self.padding, self.dilation, self.groups
-        if mixed and x.dtype == torch.float32:  # as autocast does before it convolves
-            x = x.to(torch.get_autocast_dtype(device))
+        x, mixed = _cast(x)
         fits = usual and (mixed or x.dtype == self.weight.dtype)
         found = kernels.convolving(x, self.weight, *options) if fits else None
         if found is not None:
@@ -108,6 +106,13 @@ class Conv2d(nn.Conv2d):
         if usual and device in ("cpu", "cuda") and self.bias is not None and not mixed:
             return _Convolve.apply(x, self.weight, self.bias, *options)
         return super().forward(x)
+
+
+def _cast(x: Tensor) -> tuple[Tensor, bool]:
+    """x as autocast would hand it to a convolution, and whether it is on."""
+    device = x.device.type
+    mixed = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return (x.to(torch.get_autocast_dtype(device)) if mixed and x.dtype == torch.float32 else x), mixed
 
 
 class _CompiledConvolve(torch.autograd.Function):
@@ -182,6 +187,48 @@ class _CompiledMaxPool(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (winner,) = ctx.saved_tensors
         return ctx.kernels.max_pool_backward(dy, winner, ctx.size, ctx.pooling), None, None
+
+
+def max_pooled(conv: Conv2d, pool: MaxPool2d, x: Tensor) -> Tensor:
+    """pool(conv(x)), in value and gradient; for a network's first layers.
+
+    On a CPU, where nobody wants the gradient of x, one kernel computes those of weight and bias: from what each window
+    passes on to its maximum, without the gradient of conv(x) (`kernels.pooling_convolved`). Layers with hooks, and what
+    stands in their place, are called one after another.
+    """
+    known = type(conv) is Conv2d and type(pool) is MaxPool2d and not (_hooked(conv) or _hooked(pool))
+    if known and torch.is_grad_enabled():
+        y, mixed = _cast(x)
+        options = conv.stride, conv.padding, conv.dilation, conv.groups
+        fits = conv.padding_mode == "zeros" and (mixed or y.dtype == conv.weight.dtype)
+        found = kernels.pooling_convolved(y, conv.weight, pool.pooling, *options) if fits else None
+        if found is not None:
+            return _CompiledConvolveMaxPool.apply(y, conv.weight, conv.bias, conv.padding, pool.pooling, found)
+    return pool(conv(x))
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return any((layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks))
+
+
+class _CompiledConvolveMaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, pooling: kernels.Pooling, found: Any
+    ) -> Tensor:
+        convolved = torch.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding)
+        y, winner = found.max_pool(convolved.contiguous(memory_format=torch.channels_last), pooling)
+        ctx.save_for_backward(x, weight, winner)
+        ctx.pooling, ctx.kernels = pooling, found
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, winner = ctx.saved_tensors
+        dweight, dbias = ctx.kernels.convolve_max_pool_backward(dy, winner, x, weight, ctx.pooling)
+        dbias = dbias.to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return None, dweight.to(weight.dtype), dbias, None, None, None
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -321,7 +368,8 @@ class _Normalise(torch.autograd.Function):
             power = scale.pow(-beta)
         ctx.save_for_backward(x, scale, power)
         ctx.window, ctx.slope = window, -2 * alpha * beta
-        return (x * power).to(x.dtype)
+        y = x * power
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # with a cast to its own type torch.compile has gradients of 0
 
     @staticmethod
     @once_differentiable
