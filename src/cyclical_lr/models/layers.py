@@ -369,7 +369,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, scale, power)
         ctx.window, ctx.slope = window, -2 * alpha * beta
         y = x * power
-        return y if y.dtype == x.dtype else y.to(x.dtype)  # with a cast to its own type torch.compile has gradients of 0
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # after `to` its own type, torch.compile has gradients of 0
 
     @staticmethod
     @once_differentiable
