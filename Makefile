@@ -13,7 +13,7 @@ demo: $(VENV)/installed  ## train two schedules on the embedded sample, draw the
 	$(BIN)/python scripts/report.py results_dir="'$(DEMO)/results'" figures_dir="'$(DEMO)'" figures=[] title="'Demo: 2,000 images, schedules compressed 50 times'"
 
 test: $(VENV)/installed check  ## what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

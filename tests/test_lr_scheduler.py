@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -231,7 +232,8 @@ def test_a_group_added_later_with_no_factor_is_refused_at_the_next_step():
 
 
 def test_the_state_is_plain_ints():
-    assert {type(value) for value in ScheduleLR(sgd(), SCHEDULE).state_dict().values()} == {int}
+    for last in (-1, np.int64(4)):
+        assert {type(value) for value in ScheduleLR(sgd(), SCHEDULE, last).state_dict().values()} == {int}
 
 
 def test_last_epoch_starts_in_mid_run_with_a_fresh_optimiser():

@@ -269,8 +269,22 @@ def test_a_loss_that_looks_at_the_model_is_of_the_copy_or_refused():
 
     with pytest.raises(ValueError, match=r"loss_fn: .*your model's own parameters.*functools\.partial"):
         test(lambda out, y: penalised(net, out, y))
+    calls = []
+
+    def later(out: Tensor, y: Tensor) -> Tensor:
+        calls.append(None)
+        return F.cross_entropy(out, y) if len(calls) < 4 else penalised(net, out, y)
+
+    with pytest.raises(ValueError, match=r"loss_fn: .*your model's own parameters"):
+        test(later)
     test(partial(penalised, net))
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    net, batches = nn.Linear(6, 2), [(torch.zeros(2, 6), torch.tensor([0, 1]))]
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^loss_fn: expected a loss with a gradient.*no_grad"):
+        lr_range_test(net, caffe_sgd(net), F.cross_entropy, batches, lambda _: 50.0, **RAMP)
 
 
 @pytest.mark.parametrize("hook", ["gradient", "step"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.solvers import CaffeSGD, caffe_sgd, set_lr, torch_sgd
@@ -210,6 +211,18 @@ def test_a_weight_that_layers_share_is_in_one_group_once():
     model[1].weight = model[0].weight
     (group,) = caffe_sgd(model, momentum=0.9, weight_decay=0.0).param_groups
     assert group["params"] == [model[0].weight, model[0].bias, model[1].bias]
+
+
+@pytest.mark.parametrize("replaced", ["parametrized", "pruned"])
+def test_multipliers_of_what_is_no_parameter_any_more_are_missed(replaced):
+    model = Cifar10Full()
+    if replaced == "parametrized":
+        nn.utils.parametrizations.weight_norm(model.ip1)
+    else:
+        prune.identity(model.ip1, "weight")
+    with pytest.raises(ValueError, match=r"^model: expected \w*Linear's 'weight' to be a parameter.*multipliers=False"):
+        caffe_sgd(model, weight_decay=0.004)
+    caffe_sgd(model, weight_decay=0.004, multipliers=False)
 
 
 @pytest.mark.parametrize("solver", [caffe_sgd, torch_sgd])

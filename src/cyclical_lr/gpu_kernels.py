@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cyclical_lr.kernels import Pooling
+from cyclical_lr.kernels import Pooling, channels_last
 
 TYPES = (torch.float32, torch.bfloat16)
 CHANNELS = (16, 32, 64)
@@ -63,7 +63,7 @@ def max_pool(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
 def max_pool_backward(dy: Tensor, winner: Tensor, size: Sequence[int], pooling: Pooling) -> Tensor:
     """The gradient of `max_pool`'s input, whose size is [N, C, H, W]."""
     dx = torch.empty(*size, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy, winner = channels_last(dy, winner)
     _max_pool_backward[_blocks(dx)](dy, winner, dx, dx.numel(), *_sizes(dx, dy, pooling), BLOCK)
     return dx
 
@@ -77,19 +77,21 @@ def average_pool(x: Tensor, pooling: Pooling) -> Tensor:
 
 def average_pool_backward(dy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
     """The gradient of `average_pool`'s input x."""
+    dy, x = channels_last(dy, x)
     dx = torch.empty_like(x)
-    dy = dy.contiguous(memory_format=torch.channels_last)
     _average_pool_backward[_blocks(dx)](dy, x, dx, dx.numel(), *_sizes(x, dy, pooling), pooling.relu, BLOCK)
     return dx
 
 
 def normalise(x: Tensor, size: int, alpha: float, beta: float, dy: Tensor | None = None) -> Tensor:
     """As `kernels.normalise`."""
-    y, options = torch.empty_like(x), (x.numel(), *x.shape[2:], x.shape[1], size, alpha, beta)
+    options = x.numel(), *x.shape[2:], x.shape[1], size, alpha, beta
     if dy is None:
+        y = torch.empty_like(x)
         _normalise[_blocks(x)](x, x, y, x, *options, False, BLOCK)
         return y
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy, x = channels_last(dy, x)
+    y = torch.empty_like(x)
     direct, through = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
     _normalise[_blocks(x)](x, dy, direct, through, *options, True, BLOCK)
     _normalise_backward[_blocks(x)](x, direct, through, y, *options, BLOCK)
@@ -131,7 +133,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def convolve_backward(dy: Tensor, x: Tensor, weight: Tensor, wants_dx: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of `convolve`'s x, where wanted, of its weight and of its bias, these two in float32."""
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy, x, weight = channels_last(dy, x, weight)
     dx = None
     if wants_dx:
         dx = torch.empty_like(x)

@@ -280,7 +280,7 @@ template <class T> void average_pool_backward(const T* dy, const T* x, T* dx, co
 
 constexpr int64_t SIDE = 5, REACH = SIDE / 2, COLOURS = 3;  // its square of weights, and the numbers of a pixel
 constexpr int64_t ROW = 16, REGISTERS = ROW / LANES;        // a row of that square, filled up
-constexpr int64_t TOGETHER = LANES == 16 ? 4 : 1;           // channels, as many as have room in the registers
+constexpr int64_t TOGETHER = LANES == 16 ? 4 : 1;           // channels, whose sums AVX-512 has the registers for
 constexpr int64_t SHARE = 2;                                // images whose gradients are added up in one place
 
 // to: for each pixel of the image x, and of REACH lines of zeros above and below, the row of its neighbours, from REACH
@@ -294,9 +294,9 @@ template <class T, class A> inline void rows_of_neighbours(const T* x, A* to, A*
 }
 
 // p: of the pooling, whose input the convolution of x gave, as large as x. dweight: [channels, SIDE, SIDE, COLOURS];
-// dbias: [channels]. Of each window its maximum alone passes a gradient on, from the pixels around it: a quarter of the
-// products, and none of the memory, of the convolution's own gradient. Shares are added up in order, so that the number
-// of threads changes no bit.
+// dbias: [channels]. Of each window its maximum alone passes a gradient on, from the pixels around it: with a stride of 2
+// a quarter of the products, and none of the memory, of a gradient of all that was convolved. Shares are added up in
+// order, so that the number of threads changes no bit.
 template <class T>
 void convolve_max_pool_backward(const T* dy, const typename Wide<T>::Place* winner, const T* x,
                                 typename Wide<T>::type* dweight, typename Wide<T>::type* dbias, const Pool& p) {
@@ -324,8 +324,9 @@ void convolve_max_pool_backward(const T* dy, const typename Wide<T>::Place* winn
             rows_of_neighbours(x + image * p.height * pixels, rows, passed + out_line, p);
             for (int64_t oh = 0; oh < p.out_height; ++oh) {
                 const int64_t out = (image * p.out_height + oh) * out_line;
-                for (int64_t ow = 0; ow < p.out_width; ++ow)
-                    for (int64_t channel = 0; channel < c; channel += LANES) {
+                for (int64_t channel = 0; channel < c; channel += LANES) {
+                    V line_passed{};
+                    for (int64_t ow = 0; ow < p.out_width; ++ow) {
                         const int64_t at = ow * c + channel;
                         const M place = load<M>(winner + out + at);
                         M start = place * int32_t(ROW) + int32_t((oh * line + ow * ROW) * p.stride);
@@ -335,8 +336,10 @@ void convolve_max_pool_backward(const T* dy, const typename Wide<T>::Place* winn
                         std::memcpy(starts + at, &start, sizeof(start));
                         const V value = place < 0 ? V{} : widened(dy + out + at);
                         narrowed(value, passed + at);
-                        narrowed(widened(sum + weights + channel) + value, sum + weights + channel);
+                        line_passed += value;
                     }
+                    narrowed(widened(sum + weights + channel) + line_passed, sum + weights + channel);
+                }
                 for (int64_t channel = 0; channel < c; channel += TOGETHER) {
                     A* to = sum + channel * SIDE * ROW;
                     V total[TOGETHER * SIDE * REGISTERS];

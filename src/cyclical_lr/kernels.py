@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def takes(x: Tensor) -> bool:
 def serving(x: Tensor) -> Any:
     """The module whose kernels take this tensor, this one or gpu_kernels; None where PyTorch's operators have to.
 
-    They have to while torch traces the network (`torch.compile`, `torch.export`, `torch.jit.trace`), and for a subclass
-    of Tensor: such tensors may have no memory.
+    They have to while torch traces the network (`torch.compile`, `torch.export`, `torch.jit.trace`, `make_fx`) or
+    counts its operations, and for a subclass of Tensor, which may have no memory.
     """
     global _asked
     device = x.device.type
@@ -106,7 +107,7 @@ def pooling_convolved(x: Tensor, weight: Tensor, pooling: "Pooling", *options: A
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.requires_grad
-        and weight.shape[1:] == (x.shape[1], 5, 5) == (3, 5, 5)
+        and weight.shape[1:] == (3, 5, 5)
         and weight.shape[0] % LANES == 0
         and options == ((1, 1), (2, 2), (1, 1), 1)
         and pooling.kernel <= min(x.shape[2:])
@@ -116,7 +117,8 @@ def pooling_convolved(x: Tensor, weight: Tensor, pooling: "Pooling", *options: A
 
 
 def _has_memory(x: Tensor) -> bool:
-    return type(x) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    return type(x) is Tensor and not traced
 
 
 def stepping(params: Sequence[Tensor], grads: Sequence[Tensor], velocities: Sequence[Tensor]) -> Any:
@@ -197,8 +199,8 @@ def max_pool(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
 def max_pool_backward(dy: Tensor, winner: Tensor, size: Sequence[int], pooling: Pooling) -> Tensor:
     """The gradient of `max_pool`'s input, whose size is [N, C, H, W]."""
     dx = torch.empty(*size, dtype=dy.dtype, memory_format=torch.channels_last)
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    _call("max_pool_backward", dx, (dy, winner, dx), pooling.sizes(size, dy))
+    (dy,) = channels_last(dy)
+    _call("max_pool_backward", dx, (dy, winner.contiguous(), dx), pooling.sizes(size, dy))
     return dx
 
 
@@ -214,9 +216,9 @@ def convolve_max_pool_backward(
     kind = torch.promote_types(x.dtype, torch.float32)
     dweight = torch.empty(weight.shape, dtype=kind, memory_format=torch.channels_last)
     dbias = torch.empty(len(weight), dtype=kind)
-    dy = dy.contiguous(memory_format=torch.channels_last)
+    dy, x = channels_last(dy, x)
     sizes = pooling.sizes((len(x), len(weight), *x.shape[2:]), dy)
-    _call("convolve_max_pool_backward", x, (dy, winner, x, dweight, dbias), sizes)
+    _call("convolve_max_pool_backward", x, (dy, winner.contiguous(), x, dweight, dbias), sizes)
     return dweight, dbias
 
 
@@ -229,20 +231,25 @@ def average_pool(x: Tensor, pooling: Pooling) -> Tensor:
 
 def average_pool_backward(dy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
     """The gradient of `average_pool`'s input x."""
+    dy, x = channels_last(dy, x)
     dx = torch.empty_like(x)
-    dy = dy.contiguous(memory_format=torch.channels_last)
     _call("average_pool_backward", x, (dy, x, dx), pooling.sizes(x.shape, dy))
     return dx
 
 
 def normalise(x: Tensor, size: int, alpha: float, beta: float, dy: Tensor | None = None) -> Tensor:
     """`WithinChannelLRN` of x or, with dy = dL/dy, the gradient dL/dx: [N, C, H, W] as x, which `takes` accepts."""
-    y = torch.empty_like(x)
     if dy is not None:
-        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dy, x = channels_last(dy.to(x.dtype), x)
+    y = torch.empty_like(x)
     n, c, h, w = x.shape
     _call("normalise", x, (x, dy, y), _Norm(n, h, w, c, size // 2, torch.get_num_threads(), alpha, beta))
     return y
+
+
+def channels_last(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """These [N, C, H, W] in that layout: saved ones may come back in another (`torch.autograd.graph.save_on_cpu`)."""
+    return tuple(t.contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
 def _call(name: str, of: Tensor, tensors: tuple[Tensor | None, ...], sizes: ctypes.Structure) -> None:

@@ -64,7 +64,7 @@ class ScheduleLR(LRScheduler):
         for group in optimizer.param_groups:
             # torch demands it of a scheduler that starts in mid-run; no LR here depends on it, but those of others do.
             group.setdefault("initial_lr", _lr_of(group))
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, int(last_epoch))
 
     def get_lr(self) -> list[float | Tensor]:
         """The LR of each parameter group at the current iteration.

@@ -125,9 +125,14 @@ def lr_range_test(
                 raise ValueError(
                     f"loss_fn: expected a scalar tensor, got {got}; return the mean loss of the batch alone"
                 )
+            if not loss.requires_grad:
+                raise ValueError(
+                    "loss_fn: expected a loss with a gradient, got one without; let a parameter of the model require "
+                    "one, and call this outside of torch.no_grad()"
+                )
             if not torch.isfinite(loss):
                 break
-            if t == 0 and not yours.isdisjoint(leaves(loss)):
+            if not yours.isdisjoint(leaves(loss)):
                 raise ValueError(
                     "loss_fn: expected a loss of what it is given, got one of your model's own parameters, while the "
                     "test trains a copy; give functools.partial(fn, model), which is copied along, and no closure"

@@ -34,13 +34,20 @@ def param_groups(model: nn.Module, weight_decay: float, multipliers: bool = True
     Returns:
         torch parameter groups with `lr_mult` and `weight_decay` (already times decay_mult), in order of appearance.
     Raises:
-        ValueError: a negative weight_decay, or none.
+        ValueError: a negative weight_decay, or none; a parameter with multipliers that is none any more.
     """
     _check("weight_decay", weight_decay, lambda x: x >= 0, "a number >= 0")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # modules may share one
     for module in model.modules():
         declared = getattr(module, "caffe_params", {}) if multipliers else {}
+        for name in declared:
+            if name not in module._parameters and getattr(module, name, None) is not None:
+                raise ValueError(
+                    f"model: expected {type(module).__name__}'s {name!r} to be a parameter, with Caffe's multipliers, "
+                    "and something else has taken its place (a parametrization, pruning); give multipliers=False, or "
+                    "groups of your own to the solver"
+                )
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen:
                 continue

@@ -171,6 +171,11 @@ def test_nothing_of_the_death_rate_is_in_a_checkpoint():
     assert not any("survival" in name for name in StochasticDepth(depth=8).state_dict())
 
 
+def test_a_norm_without_momentum_is_refused():
+    with pytest.raises(ValueError, match=r"^momentum: expected a number, got None"):
+        torch.optim.swa_utils.update_bn([torch.zeros(2, 3, 32, 32)], StochasticDepth(depth=8))
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
 def test_a_death_rate_that_is_no_probability_is_refused(rate):
     with pytest.raises(ValueError, match=rf"model\.death_rate: expected a probability in \[0, 1\), got {rate}"):

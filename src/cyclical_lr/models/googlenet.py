@@ -105,7 +105,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, inputs: int, num_classes: int, init: str) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(5, 3, ceil_mode=True)
+        self.pool = nn.AvgPool2d(5, 3, ceil_mode=True, count_include_pad=False)
         self.conv = conv_relu(inputs, 128, 1, init)
         self.fc = inner_product(128 * 4 * 4, 1024, 0.2, init)
         self.drop = nn.Dropout(0.7)

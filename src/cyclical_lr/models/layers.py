@@ -3,7 +3,7 @@
 A layer is an ordinary torch module. What Caffe's prototxt says beside it (filler, learning-rate multiplier, decay
 multiplier of each blob) is attached by `caffe_layer`, so that the network's file reads like the prototxt and the solver
 finds the multipliers where they were declared. Convolution, pooling and LRN have first derivatives alone, and not under
-`torch.func`.
+`torch.func` or vmap.
 """
 
 import math
@@ -196,19 +196,22 @@ def max_pooled(conv: Conv2d, pool: MaxPool2d, x: Tensor) -> Tensor:
     passes on to its maximum, without the gradient of conv(x) (`kernels.pooling_convolved`). Layers with hooks, and what
     stands in their place, are called one after another.
     """
-    known = type(conv) is Conv2d and type(pool) is MaxPool2d and not (_hooked(conv) or _hooked(pool))
+    known = type(conv) is Conv2d and type(pool) is MaxPool2d and not (_altered(conv) or _altered(pool))
     if known and torch.is_grad_enabled():
-        y, mixed = _cast(x)
+        x, mixed = _cast(x)
         options = conv.stride, conv.padding, conv.dilation, conv.groups
-        fits = conv.padding_mode == "zeros" and (mixed or y.dtype == conv.weight.dtype)
-        found = kernels.pooling_convolved(y, conv.weight, pool.pooling, *options) if fits else None
+        dtype = torch.get_autocast_dtype(x.device.type) if mixed else conv.weight.dtype
+        fits = conv.padding_mode == "zeros" and x.dtype == dtype
+        found = kernels.pooling_convolved(x, conv.weight, pool.pooling, *options) if fits else None
         if found is not None:
-            return _CompiledConvolveMaxPool.apply(y, conv.weight, conv.bias, conv.padding, pool.pooling, found)
+            return _CompiledConvolveMaxPool.apply(x, conv.weight, conv.bias, conv.padding, pool.pooling, found)
     return pool(conv(x))
 
 
-def _hooked(layer: nn.Module) -> bool:
-    return any((layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks))
+def _altered(layer: nn.Module) -> bool:
+    """Whether it has hooks, as all layers may have, or a forward that is not its class's."""
+    hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+    return any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(layer)
 
 
 class _CompiledConvolveMaxPool(torch.autograd.Function):
@@ -227,8 +230,7 @@ class _CompiledConvolveMaxPool(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, winner = ctx.saved_tensors
         dweight, dbias = ctx.kernels.convolve_max_pool_backward(dy, winner, x, weight, ctx.pooling)
-        dbias = dbias.to(weight.dtype) if ctx.needs_input_grad[2] else None
-        return None, dweight.to(weight.dtype), dbias, None, None, None
+        return None, dweight, dbias if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -240,7 +242,8 @@ class AvgPool2d(nn.AvgPool2d):
     """
 
     def __init__(self, kernel_size: int, stride: int, ceil_mode: bool = False, relu: bool = False) -> None:
-        super().__init__(kernel_size, stride, ceil_mode=ceil_mode)
+        # Without padding the last has no effect, but that torch.compile then has the right gradient with ceil_mode.
+        super().__init__(kernel_size, stride, ceil_mode=ceil_mode, count_include_pad=False)
         self.pooling = kernels.Pooling(kernel_size, stride, ceil_mode, relu)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -289,7 +292,7 @@ class WithinChannelLRN(nn.Module):
         found = kernels.serving(x)
         if found is not None:
             return _CompiledNormalise.apply(x, self.size, self.alpha, self.beta, found)
-        return _Normalise.apply(x, self._mean_over_window, self.alpha, self.beta)
+        return _normalised(x, self._mean_over_window, self.alpha, self.beta)
 
     def _mean_over_window(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda":  # of padded pixels, channels last, PyTorch 2.11 has wrong gradients there
@@ -322,7 +325,7 @@ class AcrossChannelsLRN(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Normalise.apply(x, self._mean_over_window, self.alpha, self.beta)
+        return _normalised(x, self._mean_over_window, self.alpha, self.beta)
 
     def _mean_over_window(self, x: Tensor) -> Tensor:
         reach, channels = self.size // 2, x.shape[1]
@@ -348,6 +351,12 @@ class _CompiledNormalise(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return ctx.kernels.normalise(x, *ctx.options, dy), None, None, None, None
+
+
+def _normalised(x: Tensor, window: Callable[[Tensor], Tensor], alpha: float, beta: float) -> Tensor:
+    if x.dtype == torch.float16:  # whose squares end at 65,504
+        return _Normalise.apply(x.float(), window, alpha, beta).to(x.dtype)
+    return _Normalise.apply(x, window, alpha, beta)
 
 
 class _Normalise(torch.autograd.Function):
@@ -405,6 +414,9 @@ class CaffeBatchNorm(nn.Module):
     is still that 1 after 2,300 iterations, which dominates evaluations before that.
 
     Before the first training batch Caffe takes both averages as 0, and so does this: the input is divided by sqrt(eps).
+
+    For other weights, as those that `torch.optim.swa_utils` averages, zero the three buffers and pass batches through
+    in training mode: `update_bn` knows PyTorch's own norms alone.
 
     Args:
         channels: C.

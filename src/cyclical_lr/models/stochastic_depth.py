@@ -87,7 +87,9 @@ class Branch(nn.Module):
 def _gated(bn: nn.BatchNorm2d, x: Tensor, gate: Tensor) -> Tensor:
     if not bn.training:
         return bn(x)
-    assert bn.running_mean is not None and bn.running_var is not None and bn.momentum is not None
+    assert bn.running_mean is not None and bn.running_var is not None
+    if bn.momentum is None:  # as in torch.optim.swa_utils.update_bn
+        raise ValueError("momentum: expected a number, got None; a norm behind a gate has no cumulative average")
     # The backward pass keeps what the norm was given, so that must be copies if the buffers are written here.
     mean, var = bn.running_mean.clone(), bn.running_var.clone()
     y = F.batch_norm(x, mean, var, bn.weight, bn.bias, training=True, momentum=bn.momentum, eps=bn.eps)
