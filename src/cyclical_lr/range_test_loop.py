@@ -76,8 +76,8 @@ def lr_range_test(
         or `evaluate` gave NaN.
     Raises:
         ValueError: arguments of the ramp, an optimizer of another model, `batches` that are no pairs or end too soon,
-            an accuracy that is no percentage, a loss that is no scalar or of the model itself and not of the copy,
-            what cannot be deep-copied, or hooks on gradients or steps, which a copy does not have.
+            an accuracy that is no percentage, a loss that is no scalar, has no gradient, or is of the model itself and
+            not of the copy, what cannot be deep-copied, or hooks on gradients or steps, which a copy does not have.
     """
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
