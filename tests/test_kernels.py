@@ -181,7 +181,7 @@ def test_what_is_saved_may_come_back_in_another_layout(bf16):
     expected = gradients(network, x, bf16)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone().contiguous(), lambda t: t):
         for ours, theirs in zip(gradients(network, x, bf16), expected, strict=True):
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() > 0
+            assert (ours - theirs).norm() <= (0.05 if bf16 else 1e-5) * theirs.norm() > 0
 
 
 @pytest.mark.parametrize("layer", [WithinChannelLRN(3, 0.1), AcrossChannelsLRN(5, 0.1, 0.75)])
