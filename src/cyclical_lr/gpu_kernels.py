@@ -86,12 +86,12 @@ def average_pool_backward(dy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
 def normalise(x: Tensor, size: int, alpha: float, beta: float, dy: Tensor | None = None) -> Tensor:
     """As `kernels.normalise`."""
     options = x.numel(), *x.shape[2:], x.shape[1], size, alpha, beta
+    if dy is not None:
+        dy, x = channels_last(dy, x)
+    y = torch.empty_like(x)
     if dy is None:
-        y = torch.empty_like(x)
         _normalise[_blocks(x)](x, x, y, x, *options, False, BLOCK)
         return y
-    dy, x = channels_last(dy, x)
-    y = torch.empty_like(x)
     direct, through = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
     _normalise[_blocks(x)](x, dy, direct, through, *options, True, BLOCK)
     _normalise_backward[_blocks(x)](x, direct, through, y, *options, BLOCK)

@@ -58,13 +58,12 @@ class _Norm(ctypes.Structure):
 
 def takes(x: Tensor) -> bool:
     """Whether these kernels take this tensor: [N, C, H, W] on the CPU, with channels-last strides."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in SUFFIXES
-        and x.dim() == 4
-        and x.shape[1] % LANES == 0
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return _lies_well(x) and x.shape[1] % LANES == 0
+
+
+def _lies_well(x: Tensor) -> bool:
+    images = x.device.type == "cpu" and x.dtype in SUFFIXES and x.dim() == 4
+    return images and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def serving(x: Tensor) -> Any:
@@ -75,7 +74,7 @@ def serving(x: Tensor) -> Any:
     """
     global _asked
     device = x.device.type
-    if not _has_memory(x):
+    if not _ordinary(x):
         return None
     if device == "cuda" and x.dim() == 4 and x.device.index == torch.cuda.current_device():
         found = _on_gpu()
@@ -101,12 +100,10 @@ def pooling_convolved(x: Tensor, weight: Tensor, pooling: "Pooling", *options: A
     """
     global _asked
     fits = (
-        _has_memory(x)
-        and x.device.type == weight.device.type == "cpu"
-        and x.dtype in SUFFIXES
-        and x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
+        _ordinary(x)
+        and _lies_well(x)
         and not x.requires_grad
+        and weight.device == x.device
         and weight.shape[1:] == (3, 5, 5)
         and weight.shape[0] % LANES == 0
         and options == ((1, 1), (2, 2), (1, 1), 1)
@@ -116,7 +113,7 @@ def pooling_convolved(x: Tensor, weight: Tensor, pooling: "Pooling", *options: A
     return _on_cpu() if fits else None
 
 
-def _has_memory(x: Tensor) -> bool:
+def _ordinary(x: Tensor) -> bool:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
     return type(x) is Tensor and not traced
 
