@@ -32,6 +32,7 @@ from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.records import Record
 from cyclical_lr.solvers import param_groups
 from cyclical_lr.training.config import compose_config
+from cyclical_lr.training.engine import BLOCKS
 from cyclical_lr.training.run import Outcome, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -158,12 +159,17 @@ class Terminated:
 def cut(
     *, batch: int | None = None, evaluation: int | None = None, error: BaseException | None = None
 ) -> Iterator[None]:
-    """While this lasts, runs on `TinyData` end with `error` (a `PowerCut`) at that batch or in that evaluation."""
+    """While this lasts, runs on `TinyData` end with `error` (a `PowerCut`) at that batch or in that evaluation.
+
+    The reference engine takes one iteration at a time, so that there is a checkpoint to be had after each.
+    """
     TinyData.batch, TinyData.evaluation, TinyData.error = batch, evaluation, error or PowerCut()
+    before, BLOCKS["reference"] = BLOCKS["reference"], 1
     try:
         yield
     finally:
         TinyData.batch = TinyData.evaluation = None
+        BLOCKS["reference"] = before
 
 
 class Seed1Explodes(Cifar10Full):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import random
@@ -27,6 +28,7 @@ from small_runs import (
 )
 
 from cyclical_lr import records, solvers
+from cyclical_lr.training import module
 from cyclical_lr.training import run as training_run
 from cyclical_lr.training.callbacks import Interrupts, restore_checkpoint, save_checkpoint
 from cyclical_lr.training.module import Classifier, Member
@@ -250,7 +252,7 @@ def test_a_disk_too_full_for_a_checkpoint_leaves_the_one_before_and_does_not_sto
     with full_disk(CHECKPOINT_DOES_NOT_FIT):
         (outcome,) = train(EVERY_ITERATION)
     assert outcome.record.status == "done" and outcome.record.iterations == 12
-    assert "no checkpoint at iteration 11" in caplog.text
+    assert caplog.text.count("no checkpoint at iteration 12") == 2  # after the last block, and after the run
     assert {path: path.read_bytes() for path in (tmp_path / "runs" / stopped).glob("*checkpoint*")} == before
     shutil.rmtree(tmp_path / "results")  # the checkpoint that was left is good for another end
     train()
@@ -326,6 +328,29 @@ def test_an_interrupted_run_leaves_no_record_and_continues_where_it_stopped(tmp_
     (outcome,) = train(tmp_path, *length)
     assert outcome.record.status == "done"
     assert continued_at(outcome) == [0, int(stopped.replace(",", ""))] and continued_at(outcome)[1] >= 100
+    assert_same_bits(tmp_path, straight, run_id)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [9, 15, 20])  # within a block, in the last one before an evaluation, at a block's end
+def test_a_run_that_is_interrupted_within_a_block_ends_after_that_iteration(tmp_path, train, unbroken, signum, at):
+    straight, run_id = unbroken(*LONG)
+    step = module.reference_step
+
+    def interrupted(network, *arguments):
+        if (calls := next(count)) == at:
+            signal.raise_signal(signum)
+        assert calls <= at
+        return step(network, *arguments)
+
+    count = itertools.count()
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as left:
+        patched.setattr(module, "reference_step", interrupted)
+        train(*LONG)
+    assert left.value.code == 128 + signum
+    assert checkpoint(checkpoints(tmp_path, run_id)[-1])["curve"][-1][0] == at // 8 * 8
+    (outcome,) = train(*LONG)
+    assert continued_at(outcome) == [0, at + 1]
     assert_same_bits(tmp_path, straight, run_id)
 
 

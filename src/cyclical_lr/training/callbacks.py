@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
 from cyclical_lr import kernels
@@ -164,6 +166,15 @@ class Interrupts(pl.Callback):
         self.busy = False
         if self._asked:
             raise KeyboardInterrupt
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module.between_iterations = partial(self._between_iterations, trainer)  # type: ignore[assignment]
+
+    def _between_iterations(self, trainer: pl.Trainer) -> None:
+        if trainer.received_sigterm:  # for which Lightning looks between two batches alone
+            raise SIGTERMException
+        self._free()
+        self.busy = True
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.busy = True

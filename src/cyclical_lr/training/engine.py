@@ -21,8 +21,8 @@ from cyclical_lr.training import ddp, provenance
 
 log = logging.getLogger(__name__)
 
-BLOCKS = {"reference": 1, "fast": 50}
-"""Iterations between looks at the clock, the loss and the terminal."""
+BLOCKS = {"reference": 5, "fast": 50}
+"""Iterations to a `training_step`: between looks at the clock and the terminal."""
 SOURCES = Path(__file__).resolve().parents[1]
 CHECKS = SOURCES.parents[1] / "benchmarks" / "results"
 """Where `make gpu-check` writes, in a checkout."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ class Classifier(pl.LightningModule):
         self.engine = engine
         self.layout = torch.channels_last
         self.iteration = members[0].iteration
+        self.between_iterations: Callable[[], None] = lambda: None  # of a block; may raise to end the run there
         self.last_loss = math.nan  # mean training loss since the last evaluation, for people to watch
         self._loss_sums = [torch.tensor(member.loss_sum, dtype=torch.float64) for member in members]
         self._tested = torch.zeros(0)
@@ -122,33 +123,41 @@ class Classifier(pl.LightningModule):
     def training_step(self, block: dict[str, Any], _: int) -> None:
         if block["start"] != self.iteration:
             raise RuntimeError(f"the loader is at iteration {block['start']}, the run at {self.iteration}")
+        streams = {name: values for name, values in block.items() if name != "start"}
+        count = next(iter(streams.values())).shape[1]
         if self._fast is not None:
             self._fast(self.iteration, block["indices"])
-            self.iteration += block["indices"].shape[1]
+            self.iteration += count
             for member in self.members:
-                member.loss_count += block["indices"].shape[1]
-        else:
-            self._reference_steps(block)
-        # On a GPU this look at the loss would stall it, and waits for an evaluation; ranks must see it alike.
+                member.loss_count += count
+            self._look_at_the_loss()
+            return
+        for j in range(count):
+            if j > 0:
+                self.between_iterations()
+            self._reference_steps({name: values[:, j] for name, values in streams.items()})
+            self._look_at_the_loss()
+
+    def _reference_steps(self, streams: dict[str, Tensor]) -> None:
+        """An iteration of each member; of each stream [members, ...]."""
+        # Lightning's has hooks that nothing here uses, for a sixth of a millisecond, and what DDP needs.
+        backward = self.manual_backward if ddp.ranks() > 1 else Tensor.backward
+        lr = self.lrs[self.iteration]
+        for m, member in enumerate(self.members):
+            if not member.diverged:
+                if self.draws:
+                    seed_step(member.seed, self.iteration, ddp.rank())
+                x, y = self.batch(self.train_set, **{name: values[m] for name, values in streams.items()})
+                loss = reference_step(member.network, member.solver, x, y, lr, backward)
+                self._loss_sums[m] += ddp.all_reduce_mean(loss)
+                member.loss_count += 1
+        self.iteration += 1
+
+    def _look_at_the_loss(self) -> None:
+        # On a GPU this would stall it, and waits for an evaluation; ranks must see it alike.
         if self.device.type == "cpu" or ddp.ranks() > 1:
             self.sync()
             self._stop_diverged()
-
-    def _reference_steps(self, block: dict[str, Any]) -> None:
-        streams = {name: values for name, values in block.items() if name != "start"}
-        # Lightning's has hooks that nothing here uses, for a sixth of a millisecond, and what DDP needs.
-        backward = self.manual_backward if ddp.ranks() > 1 else Tensor.backward
-        for j in range(next(iter(streams.values())).shape[1]):
-            lr = self.lrs[self.iteration]
-            for m, member in enumerate(self.members):
-                if not member.diverged:
-                    if self.draws:
-                        seed_step(member.seed, self.iteration, ddp.rank())
-                    x, y = self.batch(self.train_set, **{name: values[m, j] for name, values in streams.items()})
-                    loss = reference_step(member.network, member.solver, x, y, lr, backward)
-                    self._loss_sums[m] += ddp.all_reduce_mean(loss)
-                    member.loss_count += 1
-            self.iteration += 1
 
     def sync(self) -> None:
         """Bring what the members know up to the current iteration."""
