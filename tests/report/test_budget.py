@@ -121,7 +121,7 @@ def test_without_runs_it_is_still_a_table(paper):
     frame = budget.budget_table(paper, Results({}, {}, ()))
     assert frame.columns.tolist() == list(budget.BUDGET)
     shown = markup.presented(paper, "budget", frame)
-    assert markup.markdown("t", shown) == "# t\n" and r"less CLR's~[95 \% interval]" in latex.latex("t", shown)
+    assert markup.markdown("t", shown) == "# t\n" and r"less CLR's~[95~\% interval]" in latex.latex("t", shown)
 
 
 def test_what_a_claim_reads_there_with_another_budget_does_not_stand_beside(paper, tmp_path, add_run):

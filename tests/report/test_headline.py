@@ -14,7 +14,8 @@ from cyclical_lr.report.report import make_report
 def found(paper, results):
     """The sentences about accuracy; the two after them are about cost (test_measured_rules.py)."""
     *sentences, same, more = headline.found(make_report(paper, results))
-    assert same.startswith("**Cost**, not run: CLR needs") and more.startswith("**Cost**, not run: Methods that")
+    assert same.startswith("**Cost**: “CLR needs") and more.startswith("**Cost**: “Methods that")
+    assert same.endswith("”: not run.") and more.endswith("”: not run.")
     return sentences
 
 
@@ -80,7 +81,8 @@ def test_in_short_says_on_which_side_of_each_control_clr_is(paper, tmp_path, add
     add_run("cifar10_fixed", 0, {0: 10.0, 70_000: 82.0})
     said = headline.short(make_report(paper, collect(tmp_path)))
     assert said == (
-        "In short: after 25,000 iterations CLR ends at 80.00 % (the paper: 81.4), 1.00 points above the fixed policy "
+        "In short: on CIFAR-10 with Caffe's cifar10_full, CLR ends after 25,000 iterations at 80.00 % test accuracy "
+        "(the paper: 81.4), 1.00 points above the fixed policy "
         "with the same budget and drops (n = 1 there), 0.50 points below that policy at CLR's mean LR (n = 1 there), "
         "and 2.00 points below the fixed policy after its 70,000 iterations (n = 1 there)."
     )

@@ -81,7 +81,7 @@ def test_what_is_neither_better_nor_equal_is_called_so(paper, tmp_path, add_run)
     for seed in range(10):
         add_run("cifar10_tri2", seed, ends(81.2 + seed / 10))
         add_run("cifar10_fixed", seed, {0: 10.0, 70_000: 83.2 + seed / 10})
-    assert beside(paper, collect(tmp_path))["cifar10_fixed"]["CLR is"] == "not equal, below"
+    assert beside(paper, collect(tmp_path))["cifar10_fixed"]["CLR is"] == "not equal, CLR lower"
 
 
 def test_one_seed_has_a_lead_without_interval_and_shows_nothing(paper, tmp_path, add_run):

@@ -260,8 +260,16 @@ def test_each_of_these_claims_shows_what_was_measured(paper, tmp_path, add_run):
         "0.005 to 0.007 would fit."
     )
     ratios = " Ratios of CPU time {0} to {0} on cifar10_full; by method and machine: {1} reproduced."
-    assert same.startswith("**Cost**, reproduced: CLR needs") and same.endswith(ratios.format("1.000", 6))
-    assert more.startswith("**Cost**, reproduced: Methods that") and more.endswith(ratios.format("1.111", 4))
+    assert (
+        same.startswith("**Cost**: “CLR needs")
+        and "method”: reproduced. " in same
+        and same.endswith(ratios.format("1.000", 6))
+    )
+    assert (
+        more.startswith("**Cost**: “Methods that")
+        and "CLR”: reproduced. " in more
+        and more.endswith(ratios.format("1.111", 4))
+    )
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -227,10 +227,15 @@ def test_deviations_and_contradictions_are_rendered_with_links_from_the_page(som
 
 
 def test_html_in_markdown_is_text():
-    markdown = page.Markdown("..")
+    markdown = page.Markdown("..", ["schedules"])
     assert "<script>" not in markdown.line("<script>alert(1)</script> **bold**")
     assert "<strong>bold</strong>" in markdown.line("**bold**")
     assert 'href="../a.md"' in markdown.page("[a](a.md)") and 'href="https://x.y"' in markdown.page("[a](https://x.y)")
+    assert 'href="#schedules"' in markdown.line("[a](paper_figures/schedules.png)")
+    assert 'href="../paper_figures/fig01.png"' in markdown.line("[a](paper_figures/fig01.png)")  # not drawn
+    deviations = markdown.page("# D\n\n## What was, tried\n\n| a |\n|---|\n\n[a](DEVIATIONS.md#what-was-tried)")
+    assert 'id="what-was-tried"' in deviations and 'href="#what-was-tried"' in deviations and "<h2>D" in deviations
+    assert 'aria-label="What was, tried"' in deviations
     assert "javascript:" not in re.sub(r"\[.*", "", str(markdown.page("[a](javascript:alert(1))")))
 
 
@@ -244,7 +249,7 @@ def test_figures_are_inlined_and_what_is_not_drawn_is_listed_with_its_command(so
     parsed = Parsed(html_of(some, tmp_path, page.pictures([first, second], tmp_path)))
     (image,) = [attributes for tag, attributes in parsed.tags if tag == "img"]
     assert base64.b64decode(image["src"].partition(",")[2]) == png
-    assert image["alt"] == f"{first.title}. {first.caption}" and int(image["width"]) > 300
+    assert image["alt"].startswith(f"{first.title}, ") and first.caption in parsed.text and int(image["width"]) > 300
     assert "1 not drawn" in parsed.text
     assert all(" ".join(entry.command.split()) in parsed.text for entry in (first, second))
 

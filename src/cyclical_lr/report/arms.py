@@ -17,6 +17,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 DASHED, DASHDOT, DOTTED = "--", "-.", ":"
 LONG_DASHES, DASHDOTDOT = (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1))
+LINES = ("-", DASHED, DASHDOT, DOTTED)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ ARMS = {
     "cifar10_nesterov_tri": Arm("Nesterov, CLR, no drops", ORANGE, DASHDOT),
     "cifar10_nesterov_tri_staged": Arm("Nesterov, CLR in 3 phases", VERMILLION),
     "cifar10_adam_fixed": Arm("Adam, fixed, drops at 60k and 65k", BLUE, DASHED),
-    "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN, DASHDOT),
+    "cifar10_adam_tri": Arm("Adam, CLR, no drops", GREEN, LONG_DASHES),
     "cifar10_adam_tri_staged": Arm("Adam, CLR in 3 phases", SKY, DOTTED),
     "cifar10_adam_tri_70k": Arm("Adam, CLR, no drops, 70k", PURPLE, DASHED),
     # Figure 6

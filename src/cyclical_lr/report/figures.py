@@ -24,7 +24,7 @@ from PIL import Image
 from cyclical_lr.policy import Schedule
 from cyclical_lr.range_test import Bounds, Curve
 from cyclical_lr.records import CurveRow, Record
-from cyclical_lr.report.arms import COLOURS, Arm
+from cyclical_lr.report.arms import COLOURS, LINES, Arm
 from cyclical_lr.report.collect import Results
 from cyclical_lr.report.cycles import cycle_ends, schedule_in
 
@@ -180,16 +180,17 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
             2, 1, sharex=True, figsize=(COLUMN, 3.8), height_ratios=(2.2, 1), layout="constrained"
         )
         for number, (label, cell) in enumerate(sorted(by_label.items())):
-            arm = Arm(label.removesuffix(f"[{shared}]"), COLOURS[number % len(COLOURS)])
+            look = COLOURS[number % len(COLOURS)], LINES[number % len(LINES)]  # 28 pairs
+            arm = Arm(label.removesuffix(f"[{shared}]"), *look)
             done = [curve for record, curve in cell if record.status == "done"]
             name = f"{arm.name.replace(',', ', ')} ({counted(record for record, _ in cell)})"
             name = textwrap.fill(name, 54)  # with many overrides, long
             if done:
                 seeds_band(above, done, arm, name)
             else:
-                above.plot([], [], color=arm.colour, label=name)
+                above.plot([], [], color=arm.colour, ls=arm.line, label=name)
             figure.set_figheight(figure.get_figheight() + LINE * name.count("\n"))
-            _lr_line(below, *cell[0], arm.colour)
+            _lr_line(below, *cell[0], arm)
         figure.set_figheight(figure.get_figheight() + LINE * max(0, len(by_label) - 4))  # the legend's lines
         above.set_ylabel("test accuracy (%)")
         below.set_ylabel("learning rate")
@@ -204,14 +205,14 @@ def accuracy_and_lr(runs: Runs, title: str) -> Figure:
     return figure
 
 
-def _lr_line(axes: Axes, record: Record, curve: Sequence[CurveRow], colour: str) -> None:
+def _lr_line(axes: Axes, record: Record, curve: Sequence[CurveRow], arm: Arm) -> None:
     """The LR of a run; dots at its evaluations alone where its schedule is not this package's."""
     schedule = schedule_in(record)
     if schedule is not None:
-        axes.plot(schedule(np.arange(record.config["iterations"] + 1)), color=colour, linewidth=0.9)
+        axes.plot(schedule(np.arange(record.config["iterations"] + 1)), color=arm.colour, ls=arm.line, lw=0.9)
     else:
         x, y = [row.iteration for row in curve], [row.lr for row in curve]
-        axes.plot(x, y, color=colour, ls="none", marker="o", ms=2)
+        axes.plot(x, y, color=arm.colour, ls="none", marker="o", ms=2)
 
 
 def thousands(value: float, _: object = None) -> str:

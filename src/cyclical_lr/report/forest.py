@@ -1,5 +1,6 @@
 """The forest plot: per claim the difference, its interval and its rule's margin, coloured by verdict."""
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -132,6 +133,7 @@ def _legend(figure: Figure, others: int, columns: int) -> None:
     ]
     handles += [Patch(color="0.9", label="the rule's margin")]
     title = f"†: read in mid-cycle. {others} more claims are not run, or measure something else: results/claims.md"
+    title = textwrap.fill(title, 55 * (columns // 2))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, handlelength=1.6, fontsize=6,
         title=title, title_fontsize=6,

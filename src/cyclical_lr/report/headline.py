@@ -46,18 +46,23 @@ POLICIES = (
 
 def lead(report: Report) -> str:
     """How far the study is, in one sentence of Markdown."""
-    counts = markup.claims_by_verdict(report.verdicts)
-    runs, claims = len(report.results.records), sum(counts.values())
+    runs, counts = len(report.results.records), markup.claims_by_verdict(report.verdicts)
+    return (
+        f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims(report)}: {markup.tally(counts)}."
+        f"{moved(report)}"
+    )
+
+
+def claims(report: Report) -> str:
+    """How many claims of the paper's there are."""
     again = {row["staged"] for rows in report.paper.tables.values() for row in rows if "staged" in row}
     readings = sum(
         any(operand["experiment"] in again for operand in claim["operands"])
         for claim in report.paper.claims
         if claim["source"] == "paper"
     )
-    return (
-        f"{runs:,} run{'s' * (runs != 1)} so far. Of the paper's {claims} claims ({readings} restate Table 3's for "
-        f"staged schedules, which the paper leaves open): {markup.tally(counts)}.{moved(report)}"
-    )
+    count = sum(markup.claims_by_verdict(report.verdicts).values())
+    return f"{count} claims ({readings} restate Table 3's for staged schedules, which the paper leaves open)"
 
 
 def machines(report: Report) -> str:
@@ -116,7 +121,8 @@ def short(report: Report) -> str:
     same = by_id[claims[1]].finding.verdict == verdicts.REPRODUCED
     equal = f" (equal to within ±{report.paper.rule('equal')['margin']:g})" if same else ""
     return (
-        f"In short: after 25,000 iterations CLR ends at {wording.number(end)} % (the paper: {theirs['accuracy']:g}), "
+        f"In short: on CIFAR-10 with Caffe's cifar10_full, CLR ends after 25,000 iterations at {wording.number(end)} % "
+        f"test accuracy (the paper: {theirs['accuracy']:g}), "
         f"{budget} the fixed policy with the same budget and drops{few}, {matched} that policy at CLR's mean "
         f"LR{equal}{few_matched}, and {whole} the fixed policy after its 70,000 iterations{few_whole}."
     )
@@ -301,7 +307,7 @@ def _all_run(verdict: Verdict) -> bool:
 
 def _cost(paper: Paper, verdict: Verdict) -> str:
     """A claim about the time of an iteration, with its verdict and the ratios over methods and machines."""
-    text = f"**Cost**, {verdict.finding.text}: {verdict.claim['text']}"
+    text = f"**Cost**: “{verdict.claim['text'].strip().rstrip('.')}”: {verdict.finding.text}."
     if not verdict.ratios:
         return text
     measured, each = [ratio.value for ratio in verdict.ratios], Counter(ratio.verdict for ratio in verdict.ratios)
@@ -309,7 +315,7 @@ def _cost(paper: Paper, verdict: Verdict) -> str:
     ratios = f"Ratios of CPU time {min(measured):.3f} to {max(measured):.3f} on cifar10_full"
     none = paper.rule("cost")["limits"]["clr_over_fixed"]
     if verdict.claim["ratio"] != "clr_over_fixed" and all(none[0] <= each <= none[1] for each in measured):
-        ratios += f", less than the {100 * (none[1] - 1):g} % that the claim on CLR's cost takes for none"
+        ratios += f", within the {none[0]:g} to {none[1]:g} that the claim on CLR's cost takes for none"
     return f"{text} {ratios}; by method and machine: {tally}."
 
 
@@ -332,6 +338,6 @@ def _medians(times: Sequence[TimeToTarget], target: float) -> str:
         if time.role == "B" and time.speed_up > 0:  # nan and 0 say what the medians say
             reached += f"; CLR's speed-up {wording.speed_up(time.speed_up, time.interval)}"
             if time.interval.low == 0:
-                reached += ", 0 where its median never gets there"
+                reached += ", whose lower end 0 means that CLR's median may never get there"
         said.append(f"`{time.label}` {wording.time(time.median, time.reached)} ({reached})")
     return ", ".join(said)

@@ -79,7 +79,7 @@ def _in_words(compared: Sequence[Verdict], margin: float) -> str:
     for verdict in compared:
         if said := words.get((verdict.claim["rule"], verdict.finding.verdict)):
             if said == "not equal":
-                said += ", below" if verdict.finding.difference < 0 else ", above"
+                said += ", CLR lower" if verdict.finding.difference < 0 else ", CLR higher"
             return f"{said} (preliminary)" if verdict.finding.preliminary else said
     return compared[0].finding.text
 

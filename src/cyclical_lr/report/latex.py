@@ -1,16 +1,17 @@
-"""Tables for a paper, as wide as its text at most: booktabs, with columns that wrap. The same bytes every time."""
+"""Tables for a paper: booktabs, at their natural width or scaled down to the text's. The same bytes every time."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
 from cyclical_lr.report.verdicts import NOT_RUN
 
-DIGITS = 104
-"""Of \\footnotesize that a line of text holds."""
-GAP = 0.0135  # of a line's width
-ROWS_OF_A_PAGE = 30
+DIGITS = 100
+"""Of a row: with more, its texts wrap. Scaled to an article's width, a row of so many is still legible."""
+NARROW = 16
+"""Digits that a wrapped column keeps at least, if its cells have as many."""
+ROWS_OF_A_PAGE = 40
 DROPPED = ("section", "best so far", "unit")
 ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -19,8 +20,8 @@ ESCAPES = {
 }
 BREAKS = re.compile(r"(?<=[_,\[])(?=[A-Za-z])|(?<==)(?=\w)")
 """Where a run's name may go on in the next line."""
-KEPT = re.compile(r" (?=\[|[+-]?\d)")
-"""The spaces of a number and its interval, which stay in one line."""
+KEPT = re.compile(r" (?=\[|%|[+-]?\d|\(no interval\))|(?<=\(no) (?=interval\))")
+"""The spaces of a number with its unit or interval, which stay in one line."""
 
 
 def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
@@ -32,29 +33,52 @@ def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
     shown = shown[shown["section"] != "other runs"] if len(shown) else shown
     if name == "time_to_target":
         shown = _a_row_per_target(shown)
-    parts = {"": shown}
+    out = {f"{name}.tex": latex(title, shown)}
     if len(shown) and (controls := shown["section"] == "controls").any():
-        parts = {"": shown[~controls], "_controls": shown[controls]}
-    return {f"{name}{part}.tex": latex(title, rows) for part, rows in parts.items()}
+        beside = title.replace(": ", ", controls: ", 1)
+        out = {f"{name}.tex": latex(title, shown[~controls]), f"{name}_controls.tex": latex(beside, shown[controls])}
+    return out
 
 
 def latex(title: str, shown: pd.DataFrame) -> str:
-    """The sections of a table one below the other; one that may be longer than a page as a longtable."""
+    """The sections of a table one below the other; of one that is longer than a page, each by itself."""
     shown = shown.fillna("")
     kept = [c for c in shown.columns if c not in DROPPED and not c.startswith("ours less")]
     kept = [c for c in kept if not len(shown) or (shown[c] != "").any()]
     if "policy" in kept:  # and what else the paper describes a row by
         kept = [c for c in kept if c != "run"]
     long = len(shown) > ROWS_OF_A_PAGE
-    kind = "longtable" if long else "tabular"
-    lines = [f"% {title}", f"% needs \\usepackage{{array,booktabs{',longtable' if long else ''}}}; n: seeds"]
-    lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}", f"\\begin{{{kind}}}{{@{{}}{_columns(shown[kept])}@{{}}}}"]
-    lines += ["\\toprule", _row(kept), "\\midrule", *(["\\endhead"] if long else [])]
-    for number, (section, rows) in enumerate(shown.groupby("section", sort=False) if len(shown) else ()):
-        lines += ["\\addlinespace"] if number else []
-        lines += [f"\\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\\emph{{{_escaped(str(section))}}}}} \\\\"]
-        lines += [_row(row) for row in rows[kept].to_numpy().tolist()]
-    return "\n".join([*lines, "\\bottomrule", f"\\end{{{kind}}}}}", ""])
+    columns, sections = _columns(shown[kept], long), []
+    for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
+        sections.append((str(section), [_row(row) for row in rows[kept].to_numpy().tolist()]))
+    lines = [f"% {title}", f"% \\caption{{{_caption(title, shown[kept])}}}"]
+    lines += ["% needs \\usepackage{array,booktabs,graphicx}" + "; too long for a float" * long]
+    lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}"]
+    for number, box in enumerate(_pages(sections) if long else [sections]):
+        lines += ["\\par\\medskip"] if number else []
+        lines += ["\\noindent\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"]
+        lines += [f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", _row(kept), "\\midrule"]
+        for place, (section, written) in enumerate(box):
+            lines += ["\\addlinespace"] if place else []
+            lines += [f"\\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\\emph{{{_escaped(section)}}}}} \\\\", *written]
+        lines += ["\\bottomrule", "\\end{tabular}}"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _pages(sections: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
+    for section, rows in sections:
+        for first in range(0, len(rows), ROWS_OF_A_PAGE):
+            yield [(section + " (continued)" * bool(first), rows[first : first + ROWS_OF_A_PAGE])]
+
+
+def _caption(title: str, body: pd.DataFrame) -> str:
+    """One to begin with."""
+    said = [re.sub(r"^Table (\d)", r"Smith's Table \1, replicated", title)]
+    if (ours := next((c for c in body.columns if "[" in c and "ours" in c), "")) and "n" in body.columns:
+        said.append(f"Ours: the mean over n seeds and its {ours.partition('[')[2].replace('interval]', 't interval')}")
+    if "remarks" in body.columns and body["remarks"].str.contains("mid-cycle").any():
+        said.append("Mid-cycle: read between two ends of cycles, where the LR is not at its lowest")
+    return _escaped(". ".join(said)) + "."
 
 
 def _a_row_per_target(shown: pd.DataFrame) -> pd.DataFrame:
@@ -71,23 +95,30 @@ def _a_row_per_target(shown: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _columns(body: pd.DataFrame) -> str:
-    """A paragraph of its own width for each column: its longest cell's, or less for those that have to wrap."""
+def _columns(body: pd.DataFrame, fixed: bool) -> str:
+    """A column as wide as its longest cell, or a paragraph for those that have to wrap; all are paragraphs if `fixed`.
+
+    Paragraphs are measured in the font's own units, so that no cell reaches into its neighbour.
+    """
     texts = [[column, *body[column].tolist()] for column in body.columns]
-    words = [max(_width(word) for text in column for word in _words(text)) for column in texts]
-    wanted = [max(_width(text) for text in column[1:] or column) for column in texts]
-    room = DIGITS * (1 - GAP * len(texts))
-    widths = [max(pair) for pair in zip(words, wanted, strict=True)]
-    limit = max(widths, default=0.0)
-    while sum(widths) > room and limit > 1:
+    wanted = [max(map(_width, column)) for column in texts]
+    least = [
+        max(min(width, NARROW), *(_width(word) for text in column for word in _words(text)))
+        for width, column in zip(wanted, texts, strict=True)
+    ]
+    limit = max(wanted, default=0.0)
+    widths = wanted
+    while sum(widths) > DIGITS and limit > NARROW:
         limit -= 1
-        widths = [max(word, min(width, limit)) for word, width in zip(words, wanted, strict=True)]
-    unit = (1 - GAP * len(widths)) / max(room, sum(widths))
-    numeric = [all(re.fullmatch(r"[-+\d.,]*", text) for text in column[1:]) for column in texts]
-    return "".join(
-        f">{{\\ragged{'left' if right else 'right'}\\arraybackslash}}p{{{width * unit:.3f}\\linewidth}}"
-        for width, right in zip(widths, numeric, strict=True)
-    )
+        widths = [max(word, min(width, limit)) for word, width in zip(least, wanted, strict=True)]
+    spec = []
+    for width, natural, column in zip(widths, wanted, texts, strict=True):
+        right = all(re.fullmatch(r"[-+\d.,e]*", text) for text in column[1:])
+        if fixed or width < natural:
+            spec.append(f">{{\\ragged{'left' if right else 'right'}\\arraybackslash}}p{{{width / 2:.1f}em}}")
+        else:
+            spec.append("r" if right else "l")
+    return "".join(spec)
 
 
 def _words(text: str) -> list[str]:
@@ -95,8 +126,9 @@ def _words(text: str) -> list[str]:
 
 
 def _width(text: str) -> float:
-    """In digits."""
-    return 0.5 + sum(1.45 if c.isupper() else 0.6 if c in " .,:;[]()ijlt" else 1.05 for c in text)
+    """In digits, of half an em each."""
+    wide, narrow = "%mMW", " .,:;[]()ijlt"
+    return 0.5 + sum(1.7 if c in wide else 1.45 if c.isupper() else 0.6 if c in narrow else 1.05 for c in text)
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -105,8 +137,10 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = KEPT.sub("\1", "\0".join(BREAKS.split(text)))
+    if small := re.fullmatch(r"([\d.]+)e-0?(\d+)", text):
+        return f"${small[1]}\\cdot10^{{-{small[2]}}}$"
+    text = KEPT.sub("\1", "\0".join(BREAKS.split(re.sub(r"(?<=\d) - (?=\d)", "--", text))))
     text = "".join(ESCAPES.get(character, character) for character in text)
     text = text.replace("\0", r"\allowbreak{}").replace("\1", "~")
-    text = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", text)
+    text = re.sub(r"(?<![\w.}-])-(?=\d)", "$-$", text)
     return re.sub(r"\bx(?=\d)", r"$\\times$", text)

@@ -32,7 +32,8 @@ TITLES = {
     "table4": "Table 4: ResNet, Stochastic Depth and DenseNet, test accuracy (%)",
     "text": "Numbers that the paper gives in its text alone, test accuracy (%)",
     "budget": "Under one budget: test accuracy at the end (%), best first, and the difference to the paper's CLR there",
-    "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time)",
+    "cost": "What an iteration of cifar10_full costs, by method (milliseconds of CPU time, medians; ratios: medians of "
+    "each round's own)",
     "time_to_target": "Time to target: median over seeds, reached/runs, and the speed-up of A over the row "
     "[nominal 95 % bootstrap interval; an undefined ratio counts as 0 for its lower end, as infinite for its upper]",
 }
@@ -76,7 +77,7 @@ def presented(paper: Paper, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     for row in frame.to_dict("records"):
         if name == "table2":
             out = {"section": row["section"], "phase": str(row["phase"])}
-            out |= {column: f"{row[column]:g}" for column in PHASE}
+            out |= {column: f"{row[column]:,g}" for column in PHASE}
             out["in our runs"] = row["verdict"]
             ends = Interval(row["low"], row["high"])
             out[f"accuracy at max_iter, {ours}"] = wording.mean(row["mean"], ends, row["n"])
@@ -213,12 +214,12 @@ def how_decided(paper: Paper, root: str = "") -> str:
         f"iteration that the claim names. Fewer than {seeds['none_below']} seeds give no verdict, fewer than "
         f"{seeds['preliminary_below']} a preliminary one. The interval of a number is the prediction's and decides "
         "it. Others have the confidence that stands beside them and are not corrected for the family, so one may "
-        "leave out 0 beside “inconclusive”: what is greater or equal is decided by Holm’s p. p is of the claim, "
-        "“opposite p” of its reverse, and “Holm” either of them after correction within the family; “not "
+        "exclude 0 although the verdict is “inconclusive”: what is greater or equal is decided by Holm’s p. p is of "
+        "the claim, “opposite p” of its reverse, and “Holm” either of them after correction within the family; “not "
         "reproduced” rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally "
-        f"{confidence:.0%}; of a few, they are too narrow); a speed-up of 0 is of seeds whose median never gets "
-        "there, an infinite one of others' that never does, an undefined one where neither does. A and B are a "
-        "claim's first and second run."
+        f"{confidence:.0%}; of a few, they are too narrow); a speed-up of A over another run is 0 where A's median "
+        "never gets there, infinite where the other's never does, undefined where neither does. A and B are a claim's "
+        "first and second run."
     )
 
 

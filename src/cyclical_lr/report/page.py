@@ -2,9 +2,11 @@
 
 import base64
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cyclical_lr.records import Record, write_atomic
 from cyclical_lr.report import headline, headline_tables, markup, wording
@@ -120,7 +122,8 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    markdown, counts = Markdown(root), markup.claims_by_verdict(report.verdicts)
+    drawn = {picture.entry.file for picture in shown if picture.png}
+    markdown, counts = Markdown(root, drawn), markup.claims_by_verdict(report.verdicts)
     return environment.get_template("page.html").render(
         root=root,
         heading=heading,
@@ -133,7 +136,7 @@ def html(folder: Path, repository: Path, report: Report, shown: Sequence[Picture
         policies=markdown.line(headline.POLICIES),
         rules=markdown.line(headline.rules(report)),
         found=[markdown.line(sentence) for sentence in headline.found(report)],
-        claims=sum(counts.values()),
+        claims=headline.claims(report),
         tally=counts.items(),
         moved=headline.moved(report),
         beside_clr=_grid(headline_tables.beside_clr(report)),
@@ -309,10 +312,14 @@ def _machine(record: Record) -> tuple[Any, ...]:
 
 
 class Markdown:
-    """Markdown to HTML: raw HTML is text, links from the repository's root lead there from the page."""
+    """Markdown to HTML: raw HTML is text, links from the repository's root lead there from the page.
 
-    def __init__(self, root: str) -> None:
+    What is on the page itself they lead to there: DEVIATIONS.md's headings, and figures that are `drawn`.
+    """
+
+    def __init__(self, root: str, drawn: Iterable[str]) -> None:
         self.root = root
+        self.here = {f"paper_figures/{name}.png": f"#{name}" for name in drawn}
         self.parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def line(self, text: str) -> Markup:
@@ -320,17 +327,25 @@ class Markdown:
 
     def page(self, text: str) -> Markup:
         """A whole page, with its headings a level lower and its tables in boxes that scroll."""
-        tokens = self.parser.parse(text)
-        for token in tokens:
+        tokens, heading = self.parser.parse(text), ""
+        boxes = []
+        for token, after in pairwise(tokens):
+            if token.type == "heading_open":
+                heading = after.content
+                if token.tag != "h1":  # the section's own
+                    token.attrSet("id", re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"))  # as GitHub has it
+            elif token.type == "table_open":
+                boxes.append(f'<div class="scroll" role="group" aria-label="{escape(heading)}" tabindex="0"><table>')
             if token.type in ("heading_open", "heading_close"):
                 token.tag = f"h{int(token.tag[1:]) + 1}"
-        out = self._rendered(tokens)
-        box = '<div class="scroll" role="region" aria-label="Deviations" tabindex="0"><table>'
-        return Markup(out.replace("<table>", box).replace("</table>", "</table></div>"))
+        first, *rest = self._rendered(tokens).split("<table>")
+        out = first + "".join(box + part for box, part in zip(boxes, rest, strict=True))
+        return Markup(out.replace("</table>", "</table></div>"))
 
     def _rendered(self, tokens: Sequence[Token]) -> str:
         for child in (child for token in tokens for child in token.children or ()):
             href = str(child.attrGet("href") or "")
             if child.type == "link_open" and "://" not in href and not href.startswith("#"):
-                child.attrSet("href", f"{self.root}/{href}")
+                here = self.here.get(href) or href.removeprefix("DEVIATIONS.md")
+                child.attrSet("href", here if here.startswith("#") else f"{self.root}/{href}")
         return self.parser.renderer.render(tokens, self.parser.options, {})

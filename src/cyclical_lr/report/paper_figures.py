@@ -68,7 +68,7 @@ class PaperFigure:
 FIGURES = {
     1: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for CLR, the fixed policy and exp, with the paper's digitised "
-        "curves. As controls, the fixed policy with CLR's budget and drops and, in black, if there are any, "
+        "curves. As controls, the fixed policy with CLR's budget and drops and, in black, "
         "runs of Caffe itself.",
         ("cifar10_tri2", "cifar10_fixed", "cifar10_exp", "cifar10_fixed_25k"),
         ("table1_cifar", "controls"),
@@ -93,7 +93,7 @@ FIGURES = {
     5: PaperFigure(
         "Test accuracy on CIFAR-10 against the iteration for Nesterov with CLR and for Adam with and without it. The "
         "paper does not say whether the LR dropped in phases, so both readings are drawn; its numbers have the colours "
-        "of both, inside that of the reading without.",
+        "of both, inside that of the reading without; those of one iteration stand side by side.",
         (
             *("cifar10_nesterov_tri", "cifar10_nesterov_tri_staged"),
             *("cifar10_adam_tri", "cifar10_adam_tri_70k", "cifar10_adam_tri_staged", "cifar10_adam_fixed"),

@@ -72,10 +72,9 @@ def _rows(rows: pd.DataFrame) -> str:
     for row in rows.to_dict("records"):
         experiment = row["run"].partition("[")[0]
         linked = f"[`{row['run']}`](conf/experiment/{experiment}.yaml)"
-        table, _, precision = row["where"].partition(", ")  # or "control"
+        table = row["where"].partition(", ")[0]  # or "control"
         said = f"{row['paper']} ({table})" if row["paper"] else "not in the paper"
-        verdict = row["verdict"] or (f"no verdict ({precision})" if precision else table)
-        verdict = "; ".join(filter(None, [verdict, row["remarks"]]))
+        verdict = "; ".join(filter(None, [row["verdict"] or table, row["remarks"]]))
         lines.append([linked, row["iterations"], row[ours], row["n"], said, verdict])
     return wording.pipes(["run", "iterations", f"{ours}, %", "n", "the paper, %", "verdict"], lines)
 

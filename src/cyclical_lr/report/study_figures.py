@@ -336,7 +336,7 @@ def _ends_panel(axes: Axes, groups: Groups, results: Results, paper: Paper) -> N
             axes.annotate(remark, (1.02, y), xycoords=axes.get_yaxis_transform(), fontsize=5.5, va="center",
                           color="black" if cell.n else GREY)  # fmt: skip
             if (theirs := claimed.get((label, iteration))) is not None:
-                axes.plot(theirs, y, color=VERMILLION, marker="*", ms=6, ls="none", mec="white", mew=0.4)
+                axes.plot(theirs, y, color=VERMILLION, marker="*", ms=6, ls="none", mec="white", mew=0.4, zorder=1.9)
         y += 1
     named_rows(axes, ticks, headings, 5.5)
     axes.grid(axis="y", visible=False)

@@ -97,7 +97,7 @@ def _paper_rows(paper: Paper, results: Results, table: str) -> Iterator[dict[str
                 out |= {"paper": row["accuracy"], "difference": out["mean"] - row["accuracy"]}
                 found = number(paper, cell, row["accuracy"], row["runs"])
                 out |= {"difference_low": found.interval.low, "difference_high": found.interval.high}
-                out["verdict"] = found.text if section == "paper" else ""
+                out["verdict"] = found.text if section == "paper" else f"no verdict ({section})"
                 yield out
 
 
