@@ -51,10 +51,12 @@ def main(cfg: DictConfig) -> None:
     with processes.loading():  # imported here: --help and --cfg stay quick
         from cyclical_lr.records import ConfigError, is_range_test
         from cyclical_lr.report.ending import bounds, summary
+        from cyclical_lr.training.config import check_hydra
         from cyclical_lr.training.run import NotWritten, run
 
     alone = HydraConfig.get().mode == RunMode.RUN
     try:
+        check_hydra(HydraConfig.get())
         outcomes = run(cfg, CONF)
     except Exception as error:
         if not isinstance(error, (ConfigError, NotWritten)):  # whose messages say all

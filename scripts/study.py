@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> int:
     cluster = compose_config(CONF, common).cluster
     if cluster.kind != "local" and "jobs" in given:
         return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
+    if cluster.kind == "local" and (hydras := [a for a in common if a.lstrip("+~").startswith("hydra")]):
+        return refuse(f"{hydras[0]}: Hydra launches nothing here; use jobs=N for N runs at once, or cluster=slurm")
     given_arms = [(arm, [*f"+experiment={arm}".split(), *common]) for arm in arms(file)]
     composed = [(arm, overrides, compose_config(CONF, overrides)) for arm, overrides in given_arms]
     jobs: list[sweep.Job] = []

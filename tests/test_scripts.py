@@ -5,13 +5,16 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 from small_runs import CONF, SAMPLE, SCRIPT, Forked, records_in, run_script, tiny
 
 from cyclical_lr import records
+from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config, describe, plain
+from hydra_plugins.cyclical_lr import _launched
 
 DIVERGES = ("schedule.base_lr=1e30", "schedule.max_lr=1e30")
 UNUSABLE, DIVERGED = 2, 3
@@ -110,6 +113,9 @@ def test_a_range_test_that_diverges_is_a_success(tmp_path, script):
         ("schedule.stepsize=0", "schedule.stepsize"),
         ("seed=-1", "seed"),
         ("iterations=0", "0"),
+        ("hydra.job.chdir=true", "hydra.job.chdir: expected false"),
+        ("+hydra.sweeper.params.seed=0", "put them into a card"),
+        ("trainer.max_epochs=3", "trainer.max_epochs: there is no such key; iterations=N is the length"),
     ],
 )
 def test_unusable_input_is_one_line_and_an_exit_code_of_its_own(tmp_path, script, override, named):
@@ -169,6 +175,35 @@ def test_in_a_sweep_the_others_finish_beside_one_that_fails_and_the_exit_code_te
     assert code == 1
     assert re.search(r"^  refused +schedule.stepsize=0 +schedule.stepsize: expected", output, re.MULTILINE), output
     assert {record.config["schedule"]["stepsize"] for record in records_in(tmp_path)} == {3, 4}
+
+
+def test_in_a_sweep_the_others_finish_beside_one_that_has_no_such_key(tmp_path, script):
+    code, output = script("iterations=2", "schedule=triangular,fixed", sweep=True)  # of which one has a max_lr
+    assert code == 1, output
+    assert re.search(r"^  refused +schedule=fixed +schedule.max_lr: there is no such key", output, re.MULTILINE), output
+    assert [record.status for record in records_in(tmp_path)] == ["done"]
+
+
+def test_a_sweep_takes_no_directory_of_each_jobs_own(tmp_path, script):
+    code, output = script("seed=0,1", "hydra.job.chdir=true", sweep=True)
+    assert code == UNUSABLE and output.startswith("error: hydra.job.chdir: expected false"), output
+    assert records_in(tmp_path) == []
+
+
+def test_a_launcher_that_ends_all_for_one_job_leaves_a_sweep_its_report():
+    class Launcher:
+        def __init__(self, error):
+            self.error = error
+
+        def launch(self, job_overrides, initial_job_idx):
+            raise self.error
+
+    jobs = [SimpleNamespace(title=f"a seed {seed}", overrides=[]) for seed in range(2)]
+    killed = RuntimeError("Job 1 has not\nproduced any output")
+    said = "RuntimeError: Job 1 has not produced any output"
+    assert _launched(Launcher(killed), jobs) == {"a seed 0": said, "a seed 1": said}
+    with pytest.raises(ConfigError, match="partition"):
+        _launched(Launcher(ConfigError("cluster.partition: none")), jobs)
 
 
 def test_the_report_of_a_sweep_has_a_failed_runs_message_and_the_log_its_traceback(tmp_path, script):

@@ -38,11 +38,13 @@ class RunsSweeper(BasicSweeper):
     """
 
     def sweep(self, arguments: list[str]) -> None:
+        from cyclical_lr.command_line import INPUT_ERRORS, explained
         from cyclical_lr.records import ConfigError
         from cyclical_lr.training import config, snapshot, sweep
 
         assert self.config is not None and self.hydra_context is not None and self.launcher is not None
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
+        config.check_hydra(self.config.hydra)
         runs_dir = self.config.runs_dir
         if runs_dir and isinstance(runs_dir, str):  # else each job is refused
             config.check_writable("runs_dir", Path(runs_dir))
@@ -55,13 +57,13 @@ class RunsSweeper(BasicSweeper):
         if not combinations:
             raise ConfigError(f"{' '.join(arguments)}: expected a run or more, got none; a range or a glob is empty")
         for one, title in zip(combinations, _titles(combinations), strict=True):
-            cfg = loader.load_sweep_config(self.config, one)
-            with open_dict(cfg):
-                del cfg["hydra"]
             try:
+                cfg = loader.load_sweep_config(self.config, one)
+                with open_dict(cfg):
+                    del cfg["hydra"]
                 jobs.append(sweep.plan_job(cfg, Path(sys.argv[0]).resolve().parent.parent / "conf", one))
-            except ConfigError as error:
-                problems[title] = str(error)
+            except INPUT_ERRORS as error:
+                problems[title] = explained(error)
         if started := sweep.missing(jobs):
             problems |= _launched(self.launcher, started)
         if not sweep.report(jobs, problems):
@@ -78,8 +80,11 @@ def launch(conf: Path, overrides: Sequence[str], task: TaskFunction, jobs: Seque
     Returns:
         by a job's title, why it failed.
     """
+    from cyclical_lr.training import config
+
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         cfg = compose("run", overrides=[*overrides, "hydra.mode=MULTIRUN"], return_hydra_config=True)
+        config.check_hydra(cfg.hydra)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(cfg))
         return _launched(Plugins.instance().instantiate_launcher(context, task, cfg), jobs)
 
@@ -92,8 +97,15 @@ def _titles(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def _launched(launcher: Any, jobs: Sequence["Job"]) -> dict[str, str]:
     """By a job's title, why it failed."""
+    from cyclical_lr.command_line import INPUT_ERRORS
+
     launcher.planned = jobs  # Hydra hands on overrides alone; SlurmLauncher asks which runs they are
-    returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+    try:
+        returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+    except INPUT_ERRORS:
+        raise
+    except Exception as error:  # other launchers end all for one job that was killed
+        return {job.title: f"{type(error).__name__}: {' '.join(str(error).split())}" for job in jobs}
     ended = [(job.title, returned._return_value) for job, returned in zip(jobs, returns, strict=True)]
     return {title: f"{type(error).__name__}: {error}" for title, error in ended if isinstance(error, Exception)}
 

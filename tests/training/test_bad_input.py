@@ -44,6 +44,10 @@ WRONG = [
     pytest.param(["seed=[]"], ["seed", "[]"], id="no seed"),
     pytest.param(["seed=-1"], ["seed", "-1", "from 0"], id="negative seed"),
     pytest.param(["seed=4294967296"], ["seed", "4294967296", "2^32 - 1"], id="a seed of more than 32 bits"),
+    pytest.param(["seed='22'"], ["seed", "'22'", 'seed="${oc.decode:${oc.env:X}}"'], id="a seed that is text"),
+    pytest.param(
+        ["+trainer.fast_dev_run=true"], ["trainer.fast_dev_run", "iterations=20"], id="a habit of Lightning's"
+    ),
     pytest.param(["seed=0..4"], ["seed", "0..4", "[0,1,2]"], id="a seed that Hydra takes for a word"),
     pytest.param(["trainer.precision=16"], ["trainer.precision", "16", "32-true"], id="unknown precision"),
     pytest.param(["trainer.accelerator=abacus"], ["trainer.accelerator", "abacus", "cpu"], id="unknown accelerator"),

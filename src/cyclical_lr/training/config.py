@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr import records
+from cyclical_lr.command_line import instead_of
 from cyclical_lr.records import ConfigError, build, is_foreign
 from cyclical_lr.training import tracking
 
@@ -93,7 +94,7 @@ def label(plan: Mapping[str, Any], conf: Path) -> str:
         except MissingConfigException as error:
             raise ConfigError(
                 f"experiment: there is no card {name!r}, by which the run calls itself; a card's `experiment:` is its "
-                "file's name"
+                "file's name, and one of your own needs --config-dir FOLDER (not hydra.searchpath)"
             ) from error
         try:
             alone = plain(unchanged)
@@ -267,7 +268,7 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
             close = difflib.get_close_matches(key, allowed, 1)
             known = sorted(each for each in allowed if not each.startswith("_"))
             others = f"expected one of {', '.join(known)}" if known else "it takes none"
-            meant = f"did you mean {close[0]}?" if close else others
+            meant = instead_of(path) or (f"did you mean {close[0]}?" if close else others)
             away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 
@@ -337,6 +338,19 @@ def check_writable(key: str, folder: Path) -> None:
         raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror}); give another {key}=...") from error
 
 
+def check_hydra(hydra: Any) -> None:
+    """Refuse a working directory of each job's own.
+
+    Raises:
+        ConfigError: Hydra is to change it.
+    """
+    if hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir: expected false, got true: a relative results_dir, runs_dir or data.root would be another "
+            "folder in each job; leave it out, each run has a folder of its own in runs_dir"
+        )
+
+
 def seeds(value: Any) -> list[int]:
     """The seeds of a run or of several that share a process: `seed=0`, `seed=[0,1,2]`.
 
@@ -348,7 +362,9 @@ def seeds(value: Any) -> list[int]:
         raise ConfigError(f"seed: expected one or more different seeds, got {value!r}")
     for seed in listed:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}")
+            of_text = "; 'seed=\"${oc.decode:${oc.env:X}}\"' reads X as a number" if isinstance(seed, str) else ""
+            said = f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}{of_text}"
+            raise ConfigError(said)
     return listed
 
 
