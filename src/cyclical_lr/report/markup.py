@@ -217,9 +217,9 @@ def how_decided(paper: Paper, root: str = "") -> str:
         "exclude 0 although the verdict is “inconclusive”: what is greater or equal is decided by Holm’s p. p is of "
         "the claim, “opposite p” of its reverse, and “Holm” either of them after correction within the family; “not "
         "reproduced” rests on the interval alone. Intervals of speed-ups are bootstrapped over seeds (nominally "
-        f"{confidence:.0%}; of a few, they are too narrow); a speed-up of A over another run is 0 where A's median "
-        "never gets there, infinite where the other's never does, undefined where neither does. A and B are a claim's "
-        "first and second run."
+        f"{confidence:.0%}; in simulations 92 to 100 % with five seeds a side, 81 to 97 with three); a "
+        "speed-up of A over another run is 0 where A's median never gets there, infinite where the other's never does, "
+        "undefined where neither does. A and B are a claim's first and second run."
     )
 
 

@@ -137,7 +137,7 @@ def check(plan: Mapping[str, Any]) -> None:
     for group in ("model", "data", "solver", "schedule"):
         if "_target_" not in plan[group]:
             raise ConfigError(
-                f"{group}._target_: there is none; give +{group}._target_=CLASS, or no '~{group}._target_'"
+                f"{group}._target_: there is none; give {group}=NAME or +{group}._target_=CLASS, and no ~{group}"
             )
         _check_targets(group, plan[group])
     _check_keys("trainer", plan["trainer"], TRAINER, MORE_TRAINER)
