@@ -98,8 +98,8 @@ def rules(report: Report) -> str:
         "with our seeds' spread and with fewer seeds: reproduced says that the number is not refuted, not that it is "
         f"near. Equal means to within ±{equal['margin']:g} points by two one-sided tests, better is one such test, "
         f"both at p ≤ {alpha} after Holm's correction over the claim's family, including claims not run, each "
-        "direction by itself; seeds are not paired. Contradicted (or worse): the opposite passes that test. Not reproduced (or "
-        "not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. "
+        "direction by itself; seeds are not paired. Contradicted (or worse): the opposite passes that test. "
+        "Not reproduced (or not equal) rests on the interval alone, uncorrected. Measured: numbers without a verdict. "
         f"Fewer than {seeds['none_below']} seeds give no verdict, fewer than {seeds['preliminary_below']} a "
         "preliminary one."
     )
