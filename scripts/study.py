@@ -33,6 +33,8 @@ CODE = Path(__file__).resolve().parent.parent
 REPOSITORY = Path(os.environ.get("CYCLICAL_LR_REPOSITORY") or CODE)  # CODE may be a snapshot of it
 CONF = CODE / "conf"
 OWN = ("study", "seeds", "jobs")
+LAUNCHERS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")
+"""How the keys begin by which Hydra starts jobs."""
 log = logging.getLogger("study")
 
 
@@ -86,8 +88,8 @@ def main(arguments: list[str]) -> int:
     cluster = compose_config(CONF, common).cluster
     if cluster.kind != "local" and "jobs" in given:
         return refuse(f"jobs: expected cluster=local, got cluster.kind={cluster.kind}; use cluster.parallel=N")
-    if cluster.kind == "local" and (hydras := [a for a in common if a.lstrip("+~").startswith("hydra")]):
-        return refuse(f"{hydras[0]}: Hydra launches nothing here; use jobs=N for N runs at once, or cluster=slurm")
+    if cluster.kind == "local" and (launchers := [a for a in common if a.lstrip("+~").startswith(LAUNCHERS)]):
+        return refuse(f"{launchers[0]}: Hydra launches nothing here; use jobs=N for N runs at once, or cluster=slurm")
     given_arms = [(arm, [*f"+experiment={arm}".split(), *common]) for arm in arms(file)]
     composed = [(arm, overrides, compose_config(CONF, overrides)) for arm, overrides in given_arms]
     jobs: list[sweep.Job] = []

@@ -23,6 +23,7 @@ from cyclical_lr.training.config import compose_config
         (["+experiment=cifar10_trj2"], "experiment: there is no 'cifar10_trj2'; did you mean cifar10_tri2"),
         (["+experiment=nope"], "experiment: there is no 'nope'; --help lists those that there are; a card of your own"),
         (["data=zzz"], "data: there is no 'zzz'; expected one of cifar10, cifar100, cifar10_sample"),
+        (["+trainer.max_time=1", "ckpt_path=x"], "ckpt_path: there is no such key; the same command goes on"),
         (["logger.tags=[a]"], "logger.tags: there is no such key; set WANDB_TAGS=A,B in the environment"),
         (["model="], "model: there is no ''; expected one of alexnet, caffenet"),
         (["typo=1"], "typo: there is no such key; --cfg job"),

@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cyclical_lr.habits import HABITS
 from cyclical_lr.processes import FAILED, STOPPED, UNUSABLE
 from cyclical_lr.records import ConfigError
 
@@ -23,21 +24,6 @@ VALUED = (
 )
 """Options of Hydra's whose value is the next argument."""
 INPUT_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, yaml.YAMLError)
-HABITS = {
-    "trainer.max_epochs": "iterations=N is the length",
-    "trainer.max_steps": "iterations=N is the length",
-    "trainer.limit_train_batches": "iterations=20 data=cifar10_sample makes a run short",
-    "trainer.limit_val_batches": "iterations=20 data=cifar10_sample makes a run short",
-    "trainer.fast_dev_run": "iterations=20 data=cifar10_sample makes a run short",
-    "trainer.max_time": "stop it at any time: the same command goes on",
-    "trainer.default_root_dir": "runs_dir=FOLDER is where runs keep their files",
-    "trainer.val_check_interval": "eval_every=N is in iterations",
-    "trainer.check_val_every_n_epoch": "eval_every=N is in iterations",
-    "ckpt_path": "the same command goes on from the last checkpoint",
-    "logger.group": "set WANDB_RUN_GROUP=NAME in the environment",
-    "logger.tags": "set WANDB_TAGS=A,B in the environment",
-}
-"""Of Lightning's and W&B's keys that are not here, what to give instead."""
 
 
 def guarded(main: Callable[..., Any], *arguments: Any) -> int:
@@ -48,7 +34,9 @@ def guarded(main: Callable[..., Any], *arguments: Any) -> int:
     if stranger := _of_another_checkout():
         return refuse(stranger)
     if params := next((a for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.sweeper.params")), None):
-        return refuse(f"{params}: Hydra takes them in a config file alone; put them into a card, or use -m KEY=A,B")
+        return refuse(
+            f"{params}: Hydra takes them in a config file alone; put them into a card, or use {_run()}-m KEY=A,B"
+        )
     try:
         code = main(*arguments)
         if sys.stdout is not None:
@@ -111,11 +99,6 @@ def _paths(node: Any, path: str = "") -> Iterator[str]:
         yield from _paths(value, below)
 
 
-def instead_of(key: str) -> str:
-    """What to give instead of a key that people know from elsewhere; empty for any other."""
-    return HABITS.get(key.lstrip("+"), "")
-
-
 def _run() -> str:
     """The script that has Hydra's options, where this one has none."""
     return "" if Path(sys.argv[0]).name in ("run.py", "report.py") else "scripts/run.py "
@@ -153,8 +136,8 @@ def explained(error: Exception) -> str:
         whole = OmegaConf.to_container(there._get_root(), resolve=False)
         close = close or [path for path in _paths(whole) if path.endswith(f".{key}") and not path.startswith("hydra.")]
         meant = f"did you mean {' or '.join(close)}? " if close else ""
-        if habit := instead_of(found[1]):
-            return f"{found[1]}: there is no such key; {habit}"
+        if found[1] in HABITS:
+            return f"{found[1]}: there is no such key; {HABITS[found[1]]}"
         shown = f"{_run()}--cfg {'hydra' if found[1].startswith('hydra.') else 'job'}"
         return f"{found[1]}: there is no such key; {meant}{shown} after your other arguments shows all there are"
     if found := re.search(r"Ambiguous value for argument '(.*)'\n", text):
@@ -177,11 +160,13 @@ def explained(error: Exception) -> str:
     if found := re.search(r"interpolation '\$\{(cluster\.\w+)\}': Value '(.*?)' .* could not be converted", text):
         units = {"cluster.time": " of minutes", "cluster.memory": " of GB"}.get(found[1], "")
         return f"{found[1]}: expected a whole number{units}, got {found[2]!r}; see conf/cluster/slurm.yaml"
-    if "only supported from the primary config" in text:
-        return (
-            "--config-name: expected run, which looks for folders of one's own and cannot be part of another config; "
-            "put what is yours into a card, or cluster/NAME.yaml, in a folder for --config-dir"
-        )
+    if found := re.search(r"In '([^']+)': Overriding hydra.searchpath is only supported from the primary", text):
+        if found[1] == "run":
+            return (
+                "--config-name: expected run, which looks for folders of one's own and cannot be part of another "
+                "config; put what is yours into a card, or cluster/NAME.yaml, in a folder for --config-dir"
+            )
+        return f"{found[1]}: hydra.searchpath is for the command line alone; use --config-dir FOLDER"
     if found := re.search(r"Error merging override (\S+?)=", text):
         return f"{found[1]}: there is no such key, or it takes no such value ({str(error.__cause__).splitlines()[0]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

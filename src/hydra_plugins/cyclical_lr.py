@@ -59,6 +59,7 @@ class RunsSweeper(BasicSweeper):
         for one, title in zip(combinations, _titles(combinations), strict=True):
             try:
                 cfg = loader.load_sweep_config(self.config, one)
+                config.check_hydra(cfg.hydra)
                 with open_dict(cfg):
                     del cfg["hydra"]
                 jobs.append(sweep.plan_job(cfg, Path(sys.argv[0]).resolve().parent.parent / "conf", one))
@@ -105,6 +106,7 @@ def _launched(launcher: Any, jobs: Sequence["Job"]) -> dict[str, str]:
     except INPUT_ERRORS:
         raise
     except Exception as error:  # other launchers end all for one job that was killed
+        log.exception("the launcher failed")
         return {job.title: f"{type(error).__name__}: {' '.join(str(error).split())}" for job in jobs}
     ended = [(job.title, returned._return_value) for job, returned in zip(jobs, returns, strict=True)]
     return {title: f"{type(error).__name__}: {error}" for title, error in ended if isinstance(error, Exception)}

@@ -236,6 +236,8 @@ def test_html_in_markdown_is_text():
     deviations = markdown.page("# D\n\n## What was, tried\n\n| a |\n|---|\n\n[a](DEVIATIONS.md#what-was-tried)")
     assert 'id="what-was-tried"' in deviations and 'href="#what-was-tried"' in deviations and "<h2>D" in deviations
     assert 'aria-label="What was, tried"' in deviations
+    quoted = markdown.page('## A "b"\n\n| a |\n|---|\n')
+    assert 'aria-label="A &#34;b&#34;"' in quoted
     assert "javascript:" not in re.sub(r"\[.*", "", str(markdown.page("[a](javascript:alert(1))")))
 
 

@@ -305,7 +305,7 @@ def test_latex_has_as_many_cells_in_each_line_and_no_bare_special_character(pape
         if name != "table1_controls.tex":
             assert title == f"% {markup.TITLES[name.removesuffix('.tex')]}"
         assert re.fullmatch(r"% \\caption\{.+\.\}", caption) and "array,booktabs,graphicx" in needs
-        assert text.endswith("\\bottomrule\n\\end{tabular}}\n}\n")
+        assert text.endswith("\\bottomrule\n\\end{tabular}}%\n}%\n")  # no space that widens a line
         assert "Welch" not in text  # neither the paper's nor a control
         boxes = text.split(r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")[1:]
         assert (len(boxes) > 1) <= ("too long for a float" in needs)
@@ -315,7 +315,7 @@ def test_latex_has_as_many_cells_in_each_line_and_no_bare_special_character(pape
             )
             count = len(re.sub(r">\{.+?\}p\{[\d.]+em\}", "p", columns))
             lines = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-            assert 0 < len(lines) <= latex.ROWS_OF_A_PAGE + 1
+            assert 0 < len(lines) <= latex.LINES_OF_A_PAGE + 1
             for line in lines:
                 assert len(re.findall(r"(?<!\\)&", line)) == count - 1, line
                 assert not re.search(r"(?<!\\)[_%#]", line)
@@ -331,10 +331,13 @@ def test_a_latex_table_longer_than_a_page_is_cut_between_rows():
     boxes = text.split("\n\\par\\medskip\n")
     runs = [re.findall(r"\{\}r(\d+) & 3", box) for box in boxes]
     assert [(of[0], of[-1], len(of)) for of in runs] == [
-        *(("0", "2", 3), ("0", "39", 40), ("40", "79", 40), ("80", "89", 10)),
+        *(("0", "2", 3), ("0", "23", 24), ("24", "47", 24), ("48", "71", 24), ("72", "89", 18)),
     ]
-    assert [re.findall(r"emph\{(.+)\}\}", box) for box in boxes] == [["a"], ["b"], ["b (continued)"], ["b (continued)"]]
+    names = [re.findall(r"emph\{(.+)\}\}", box) for box in boxes]
+    assert names == [["a"], ["b"], *[["b (continued)"]] * 3]
     assert all(box.count(r"{}run & n \\") == 1 for box in boxes)
+    specs = {re.search(r"tabular\}\{@\{\}(.+)@\{\}\}", box)[1] for box in boxes}
+    assert len(specs) == 1 and "p{" in specs.pop()  # one below the other, with the same columns
     short = latex.latex("t", pd.DataFrame(rows[:20]))
     assert short.count("resizebox") == 1 and "too long" not in short and short.count("emph") == 2
 
@@ -351,6 +354,14 @@ def test_latex_has_the_controls_apart_and_what_fits_a_page(paper, headline, tmp_
     of_one_claim = times.split(r"\emph{")[1].count(r"{}cifar10\_\allowbreak{}tri2 & A & 76~\%")
     assert of_one_claim == 1  # in iterations alone
     assert times.count(r"\addlinespace") == times.count(r"\emph{") - 1 > 0
+
+
+def test_rows_that_wrap_count_as_the_lines_that_they_take():
+    rows = [{"section": "a", "run": f"r{i}", "remarks": "many words " * 20} for i in range(30)]
+    boxes = latex.latex("t", pd.DataFrame(rows)).split("resizebox")[1:]
+    counts = [box.count("{}r") - 1 for box in boxes]
+    assert sum(counts) == 30 and 2 < max(counts) < 12
+    assert latex.latex("t", pd.DataFrame(rows[:8])).count("resizebox") == 1
 
 
 def test_columns_of_a_latex_table_are_natural_until_a_row_is_too_long():
@@ -375,6 +386,7 @@ def test_columns_of_a_latex_table_are_natural_until_a_row_is_too_long():
     ("title", "row", "said"),
     [
         ("Table 1: x (%)", {"n": "2"}, r"Smith's Table~1, replicated: x (\%)."),
+        ("Controls beside Table 1: x", {"a": "2"}, "Controls beside Smith's Table~1: x."),
         (
             "t",
             {"ours [95 % interval]": "81.00 (no interval)", "n": "1", "remarks": "mid-cycle (3 at 4)"},
@@ -389,8 +401,11 @@ def test_a_latex_table_suggests_a_caption(title, row, said):
 
 
 def test_special_characters_are_escaped():
-    shown = pd.DataFrame([{"section": "a_b", "x": r"50 % & #1 $ {\} ~ ^ <"}])
-    expected = r"{}50~\% \& \#1 \$ \{\textbackslash{}\} \textasciitilde{} \textasciicircum{} \textless{} \\"
+    shown = pd.DataFrame([{"section": "a_b", "x": r"50 % & #1 $ {\} ~ ^ < | " + '"'}])
+    expected = (
+        r"{}50~\% \& \#1 \$ \{\textbackslash{}\} \textasciitilde{} \textasciicircum{} \textless{} "
+        r"\textbar{} \char34{} \\"
+    )
     assert expected in latex.latex("t", shown)
     assert r"| a\|b |" in markup.markdown("t", pd.DataFrame([{"section": "s", "x": "a|b"}]))
 

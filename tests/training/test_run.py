@@ -19,6 +19,7 @@ from cyclical_lr.models.cifar10_full import Cifar10Full
 from cyclical_lr.records import Record
 from cyclical_lr.schedules import Triangular
 from cyclical_lr.training import callbacks, module, provenance
+from cyclical_lr.training.engine import BLOCKS
 from cyclical_lr.training.module import Classifier
 from cyclical_lr.training.run import COMMIT, DIRTY
 
@@ -300,7 +301,7 @@ def test_weights_that_overflow_in_the_last_step_count_as_divergence(train):
     assert record.status == "diverged"
 
 
-def test_a_member_that_diverges_leaves_the_others_as_they_would_be_alone(tmp_path):
+def test_a_member_that_diverges_leaves_the_others_as_they_would_be_alone(tmp_path, monkeypatch):
     explosive = "model._target_=small_runs.Seed1Explodes"
     good, bad = sorted(train(tmp_path / "group", "seed=[0,1]", explosive), key=lambda outcome: outcome.record.seed)
     assert bad.record.status == "diverged" and bad.record.iterations < 12
@@ -308,6 +309,10 @@ def test_a_member_that_diverges_leaves_the_others_as_they_would_be_alone(tmp_pat
     (alone,) = train(tmp_path / "alone", explosive)
     assert alone.run_id == good.run_id
     assert_same_bits(tmp_path / "group", tmp_path / "alone", alone.run_id)
+    assert bad.record.iterations % BLOCKS["reference"]  # it was noticed at once, not at the end of the block
+    monkeypatch.setitem(BLOCKS, "reference", 1)
+    singly = max(train(tmp_path / "singly", "seed=[0,1]", explosive), key=lambda outcome: outcome.record.seed)
+    assert (singly.record.iterations, singly.record.message) == (bad.record.iterations, bad.record.message)
 
 
 # Several seeds in one process -----------------------------------------------------------------------------------------

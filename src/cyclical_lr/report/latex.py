@@ -1,5 +1,6 @@
 """Tables for a paper: booktabs, at their natural width or scaled down to the text's. The same bytes every time."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -11,17 +12,21 @@ DIGITS = 100
 """Of a row: with more, its texts wrap. Scaled to an article's width, a row of so many is still legible."""
 NARROW = 16
 """Digits that a wrapped column keeps at least, if its cells have as many."""
-ROWS_OF_A_PAGE = 40
+LINES_OF_A_PAGE, LINES_OF_A_BOX = 48, 24
+"""Of a table that is one box, at most, and of each of its boxes where it would be longer."""
 DROPPED = ("section", "best so far", "unit")
 ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
-    ">": r"\textgreater{}",
+    **{">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\char34{}"},
 }
 BREAKS = re.compile(r"(?<=[_,\[])(?=[A-Za-z])|(?<==)(?=\w)")
 """Where a run's name may go on in the next line."""
 KEPT = re.compile(r" (?=\[|%|[+-]?\d|\(no interval\))|(?<=\(no) (?=interval\))")
 """The spaces of a number with its unit or interval, which stay in one line."""
+
+Sections = list[tuple[str, list[tuple[str, int]]]]
+"""By its name the rows of each, written out, with the lines that they take."""
 
 
 def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
@@ -35,7 +40,7 @@ def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
         shown = _a_row_per_target(shown)
     out = {f"{name}.tex": latex(title, shown)}
     if len(shown) and (controls := shown["section"] == "controls").any():
-        beside = title.replace(": ", ", controls: ", 1)
+        beside = f"Controls beside {title}"
         out = {f"{name}.tex": latex(title, shown[~controls]), f"{name}_controls.tex": latex(beside, shown[controls])}
     return out
 
@@ -47,33 +52,52 @@ def latex(title: str, shown: pd.DataFrame) -> str:
     kept = [c for c in kept if not len(shown) or (shown[c] != "").any()]
     if "policy" in kept:  # and what else the paper describes a row by
         kept = [c for c in kept if c != "run"]
-    long = len(shown) > ROWS_OF_A_PAGE
-    columns, sections = _columns(shown[kept], long), []
+    widths, wanted = _widths(shown[kept])
+    sections: Sections = []
     for section, rows in shown.groupby("section", sort=False) if len(shown) else ():
-        sections.append((str(section), [_row(row) for row in rows[kept].to_numpy().tolist()]))
+        cells = rows[kept].to_numpy().tolist()
+        sections.append((str(section), [(_row(row), _height(row, widths)) for row in cells]))
+    long = sum(2 + sum(height for _, height in rows) for _, rows in sections) > LINES_OF_A_PAGE
+    columns = _columns(shown[kept], widths, [math.inf] * len(widths) if long else wanted)
     lines = [f"% {title}", f"% \\caption{{{_caption(title, shown[kept])}}}"]
     lines += ["% needs \\usepackage{array,booktabs,graphicx}" + "; too long for a float" * long]
     lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}"]
-    for number, box in enumerate(_pages(sections) if long else [sections]):
+    for number, box in enumerate(_boxes(sections) if long else [sections]):
         lines += ["\\par\\medskip"] if number else []
         lines += ["\\noindent\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"]
         lines += [f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", _row(kept), "\\midrule"]
         for place, (section, written) in enumerate(box):
             lines += ["\\addlinespace"] if place else []
-            lines += [f"\\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\\emph{{{_escaped(section)}}}}} \\\\", *written]
-        lines += ["\\bottomrule", "\\end{tabular}}"]
-    return "\n".join([*lines, "}", ""])
+            lines += [f"\\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\\emph{{{_escaped(section)}}}}} \\\\"]
+            lines += [row for row, _ in written]
+        lines += ["\\bottomrule", "\\end{tabular}}%"]
+    return "\n".join([*lines, "}%", ""])
 
 
-def _pages(sections: list[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
+def _boxes(sections: Sections) -> Iterator[Sections]:
+    """A box or more for each section, of about as many lines."""
     for section, rows in sections:
-        for first in range(0, len(rows), ROWS_OF_A_PAGE):
-            yield [(section + " (continued)" * bool(first), rows[first : first + ROWS_OF_A_PAGE])]
+        box: list[tuple[str, int]] = []
+        name = section
+        for row in rows:
+            if box and sum(height for _, height in box) + row[1] > LINES_OF_A_BOX:
+                yield [(name, box)]
+                box, name = [], f"{section} (continued)"
+            box.append(row)
+        yield [(name, box)]
+
+
+def _height(row: Iterable[str], widths: Iterable[float]) -> int:
+    """Lines of a row; those that wrap are not full to the last digit."""
+    needed = [(_width(text), width) for text, width in zip(row, widths, strict=True)]
+    return max(1 if text <= width else math.ceil(1.15 * text / width) for text, width in needed)
 
 
 def _caption(title: str, body: pd.DataFrame) -> str:
     """One to begin with."""
-    said = [re.sub(r"^Table (\d)", r"Smith's Table \1, replicated", title)]
+    said = [
+        re.sub(r"^Table (\d)", r"Smith's Table \1, replicated", title).replace("beside Table", "beside Smith's Table")
+    ]
     if (ours := next((c for c in body.columns if "[" in c and "ours" in c), "")) and "n" in body.columns:
         said.append(f"Ours: the mean over n seeds and its {ours.partition('[')[2].replace('interval]', 't interval')}")
     if "remarks" in body.columns and body["remarks"].str.contains("mid-cycle").any():
@@ -95,11 +119,8 @@ def _a_row_per_target(shown: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _columns(body: pd.DataFrame, fixed: bool) -> str:
-    """A column as wide as its longest cell, or a paragraph for those that have to wrap; all are paragraphs if `fixed`.
-
-    Paragraphs are measured in the font's own units, so that no cell reaches into its neighbour.
-    """
+def _widths(body: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Of each column in digits: what it gets, and what its longest cell wants."""
     texts = [[column, *body[column].tolist()] for column in body.columns]
     wanted = [max(map(_width, column)) for column in texts]
     least = [
@@ -111,10 +132,18 @@ def _columns(body: pd.DataFrame, fixed: bool) -> str:
     while sum(widths) > DIGITS and limit > NARROW:
         limit -= 1
         widths = [max(word, min(width, limit)) for word, width in zip(least, wanted, strict=True)]
+    return widths, wanted
+
+
+def _columns(body: pd.DataFrame, widths: Iterable[float], wanted: Iterable[float]) -> str:
+    """A column as wide as its longest cell, or a paragraph for those that get less than they want.
+
+    Paragraphs are measured in the font's own units, so that no cell reaches into its neighbour.
+    """
     spec = []
-    for width, natural, column in zip(widths, wanted, texts, strict=True):
-        right = all(re.fullmatch(r"[-+\d.,e]*", text) for text in column[1:])
-        if fixed or width < natural:
+    for name, width, natural in zip(body.columns, widths, wanted, strict=True):
+        right = all(re.fullmatch(r"[-+\d.,e]*", text) for text in body[name])
+        if width < natural:
             spec.append(f">{{\\ragged{'left' if right else 'right'}\\arraybackslash}}p{{{width / 2:.1f}em}}")
         else:
             spec.append("r" if right else "l")
@@ -137,7 +166,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    if small := re.fullmatch(r"([\d.]+)e-0?(\d+)", text):
+    if small := re.fullmatch(r"(-?[\d.]+)e-0?(\d+)", text):
         return f"${small[1]}\\cdot10^{{-{small[2]}}}$"
     text = KEPT.sub("\1", "\0".join(BREAKS.split(re.sub(r"(?<=\d) - (?=\d)", "--", text))))
     text = "".join(ESCAPES.get(character, character) for character in text)

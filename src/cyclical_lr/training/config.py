@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyclical_lr import records
-from cyclical_lr.command_line import instead_of
+from cyclical_lr.habits import HABITS
 from cyclical_lr.records import ConfigError, build, is_foreign
 from cyclical_lr.training import tracking
 
@@ -268,7 +268,7 @@ def _check_keys(where: str, given: Iterable[str], needed: Iterable[str], more: I
             close = difflib.get_close_matches(key, allowed, 1)
             known = sorted(each for each in allowed if not each.startswith("_"))
             others = f"expected one of {', '.join(known)}" if known else "it takes none"
-            meant = instead_of(path) or (f"did you mean {close[0]}?" if close else others)
+            meant = HABITS.get(path) or (f"did you mean {close[0]}?" if close else others)
             away = f"; if the experiment sets it, take it away with '~{path}'" if where else ""
             raise ConfigError(f"{path}: there is no such key; {meant}{away}")
 
@@ -362,7 +362,7 @@ def seeds(value: Any) -> list[int]:
         raise ConfigError(f"seed: expected one or more different seeds, got {value!r}")
     for seed in listed:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            of_text = "; 'seed=\"${oc.decode:${oc.env:X}}\"' reads X as a number" if isinstance(seed, str) else ""
+            of_text = "; 'seed=\"${oc.decode:${oc.env:X}}\"' reads X as a number" if str(seed).isdecimal() else ""
             said = f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}{of_text}"
             raise ConfigError(said)
     return listed

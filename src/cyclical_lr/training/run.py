@@ -313,7 +313,7 @@ def _train_together(
     except SystemExit as leave:  # how Lightning answers SIGTERM, with a code of 0, and Ctrl-C, with 1
         module.stop_clock()
         where = "from its last checkpoint"
-        # Lightning looks for SIGTERM between two batches, of an evaluation too.
+        # Lightning looks for SIGTERM between two batches, of an evaluation too; `Interrupts` within a block.
         if (isinstance(leave, SIGTERMException) or not interrupts.busy) and ddp.ranks() == 1:
             module.sync()
             where = "there" if checkpoints.save(module) else where
