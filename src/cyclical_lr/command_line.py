@@ -166,7 +166,7 @@ def explained(error: Exception) -> str:
                 "--config-name: expected run, which looks for folders of one's own and cannot be part of another "
                 "config; put what is yours into a card, or cluster/NAME.yaml, in a folder for --config-dir"
             )
-        return f"{found[1]}: hydra.searchpath is for the command line alone; use --config-dir FOLDER"
+        return f"{found[1]}: hydra.searchpath cannot stand in a card; use --config-dir FOLDER"
     if found := re.search(r"Error merging override (\S+?)=", text):
         return f"{found[1]}: there is no such key, or it takes no such value ({str(error.__cause__).splitlines()[0]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

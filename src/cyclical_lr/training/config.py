@@ -362,7 +362,8 @@ def seeds(value: Any) -> list[int]:
         raise ConfigError(f"seed: expected one or more different seeds, got {value!r}")
     for seed in listed:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            of_text = "; 'seed=\"${oc.decode:${oc.env:X}}\"' reads X as a number" if str(seed).isdecimal() else ""
+            is_text = isinstance(seed, str) and seed.isdecimal()
+            of_text = "; 'seed=\"${oc.decode:${oc.env:X}}\"' reads X as a number" if is_text else ""
             said = f"seed: expected whole numbers from 0 to 2^32 - 1, such as 0 or [0,1,2], got {value!r}{of_text}"
             raise ConfigError(said)
     return listed
