@@ -14,7 +14,7 @@ from small_runs import CONF, SAMPLE, SCRIPT, Forked, records_in, run_script, tin
 from cyclical_lr import records
 from cyclical_lr.records import ConfigError
 from cyclical_lr.training.config import compose_config, describe, plain
-from hydra_plugins.cyclical_lr import _launched
+from hydra_plugins.cyclical_lr import _launched, launch
 
 DIVERGES = ("schedule.base_lr=1e30", "schedule.max_lr=1e30")
 UNUSABLE, DIVERGED = 2, 3
@@ -188,6 +188,11 @@ def test_a_sweep_takes_no_directory_of_each_jobs_own(tmp_path, script):
     code, output = script("seed=0,1", "hydra.job.chdir=true", sweep=True)
     assert code == UNUSABLE and output.startswith("error: hydra.job.chdir: expected false"), output
     assert records_in(tmp_path) == []
+
+
+def test_nor_do_the_jobs_of_a_study():
+    with pytest.raises(ConfigError, match=r"hydra\.job\.chdir: expected false"):
+        launch(CONF, ["hydra.job.chdir=true"], print, [])
 
 
 def test_a_launcher_that_ends_all_for_one_job_leaves_a_sweep_its_report():

@@ -385,7 +385,7 @@ def test_columns_of_a_latex_table_are_natural_until_a_row_is_too_long():
 @pytest.mark.parametrize(
     ("title", "row", "said"),
     [
-        ("Table 1: x (%)", {"n": "2"}, r"Smith's Table~1, replicated: x (\%)."),
+        ("Table 1: x (%)", {"n": "2"}, r"Smith's Table~1: x (\%)."),
         ("Controls beside Table 1: x", {"a": "2"}, "Controls beside Smith's Table~1: x."),
         (
             "t",

@@ -40,8 +40,10 @@ def files(name: str, title: str, shown: pd.DataFrame) -> dict[str, str]:
         shown = _a_row_per_target(shown)
     out = {f"{name}.tex": latex(title, shown)}
     if len(shown) and (controls := shown["section"] == "controls").any():
-        beside = f"Controls beside {title}"
-        out = {f"{name}.tex": latex(title, shown[~controls]), f"{name}_controls.tex": latex(beside, shown[controls])}
+        out = {
+            f"{name}.tex": latex(title, shown[~controls]),
+            f"{name}_controls.tex": latex(f"Controls beside {title}", shown[controls]),
+        }
     return out
 
 
@@ -58,7 +60,8 @@ def latex(title: str, shown: pd.DataFrame) -> str:
         cells = rows[kept].to_numpy().tolist()
         sections.append((str(section), [(_row(row), _height(row, widths)) for row in cells]))
     long = sum(2 + sum(height for _, height in rows) for _, rows in sections) > LINES_OF_A_PAGE
-    columns = _columns(shown[kept], widths, [math.inf] * len(widths) if long else wanted)
+    wrapped = [long or width < natural for width, natural in zip(widths, wanted, strict=True)]
+    columns = _columns(shown[kept], widths, wrapped)
     lines = [f"% {title}", f"% \\caption{{{_caption(title, shown[kept])}}}"]
     lines += ["% needs \\usepackage{array,booktabs,graphicx}" + "; too long for a float" * long]
     lines += [r"{\footnotesize\setlength{\tabcolsep}{3pt}"]
@@ -95,9 +98,7 @@ def _height(row: Iterable[str], widths: Iterable[float]) -> int:
 
 def _caption(title: str, body: pd.DataFrame) -> str:
     """One to begin with."""
-    said = [
-        re.sub(r"^Table (\d)", r"Smith's Table \1, replicated", title).replace("beside Table", "beside Smith's Table")
-    ]
+    said = [re.sub(r"\bTable (\d)", r"Smith's Table \1", title)]
     if (ours := next((c for c in body.columns if "[" in c and "ours" in c), "")) and "n" in body.columns:
         said.append(f"Ours: the mean over n seeds and its {ours.partition('[')[2].replace('interval]', 't interval')}")
     if "remarks" in body.columns and body["remarks"].str.contains("mid-cycle").any():
@@ -135,15 +136,15 @@ def _widths(body: pd.DataFrame) -> tuple[list[float], list[float]]:
     return widths, wanted
 
 
-def _columns(body: pd.DataFrame, widths: Iterable[float], wanted: Iterable[float]) -> str:
-    """A column as wide as its longest cell, or a paragraph for those that get less than they want.
+def _columns(body: pd.DataFrame, widths: Iterable[float], wrapped: Iterable[bool]) -> str:
+    """A column as wide as its longest cell, or a paragraph where it is `wrapped`.
 
     Paragraphs are measured in the font's own units, so that no cell reaches into its neighbour.
     """
     spec = []
-    for name, width, natural in zip(body.columns, widths, wanted, strict=True):
+    for name, width, wraps in zip(body.columns, widths, wrapped, strict=True):
         right = all(re.fullmatch(r"[-+\d.,e]*", text) for text in body[name])
-        if width < natural:
+        if wraps:
             spec.append(f">{{\\ragged{'left' if right else 'right'}\\arraybackslash}}p{{{width / 2:.1f}em}}")
         else:
             spec.append("r" if right else "l")

@@ -327,8 +327,7 @@ class Markdown:
 
     def page(self, text: str) -> Markup:
         """A whole page, with its headings a level lower and its tables in boxes that scroll."""
-        tokens, heading = self.parser.parse(text), ""
-        boxes = []
+        tokens, heading, boxes = self.parser.parse(text), "", []
         for token, after in pairwise(tokens):
             if token.type == "heading_open":
                 heading = after.content

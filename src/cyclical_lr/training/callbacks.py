@@ -168,7 +168,8 @@ class Interrupts(pl.Callback):
             raise KeyboardInterrupt
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        module.between_iterations = partial(self._between_iterations, trainer)  # type: ignore[assignment]
+        assert isinstance(module, Classifier)
+        module.between_iterations = partial(self._between_iterations, trainer)
 
     def _between_iterations(self, trainer: pl.Trainer) -> None:
         if trainer.received_sigterm:  # for which Lightning looks between two batches alone
